@@ -1,0 +1,175 @@
+"""Put the parts of a run together: the library's entrance.
+
+Objects in, functions out: nothing here knows a config or looks anything up by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import compilation, population, rules, trees
+from hyperopt_id.curvature import Curvature, exact
+from hyperopt_id.dynamics import TrainState, make_dynamics
+from hyperopt_id.experiment import Parts, Stopwatch
+from hyperopt_id.hypergrad import Engine
+from hyperopt_id.population import Lift, Run
+from hyperopt_id.rules import Params, UpdateRule
+from hyperopt_id.space import Hyper, Space
+from hyperopt_id.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the same numbers are computed: runs lifted by vmap in chunks or looped over, compiled or not, under
+    autocast to bfloat16 or not."""
+
+    lift: Lift = "loop"
+    chunk: int = 1
+    compile: bool = False
+    autocast: bool = False
+
+
+def assemble(
+    task: Task,
+    *,
+    rule: UpdateRule,
+    space: Space,
+    engine: Engine,
+    meta: UpdateRule | None = None,
+    meta_space: Space | None = None,
+    curvature: Curvature = exact,
+    sub_batch: float = 1.0,
+    seeds: Sequence[int] = (0,),
+    sample: bool = False,
+    execution: Execution | None = None,
+) -> Parts:
+    """The parts of R = len(seeds) runs of `task`, each trained by `rule` with the hyperparameters in `space`.
+
+    `meta` (default Adam) moves the raw hyperparameters along `engine`'s hypergradients, with its own hyperparameters
+    in `meta_space` (default lr 0.05). `sample` draws starting values from the spaces instead of their `init`.
+    `sub_batch` is the fraction of a batch that Hessian-vector products use.
+    """
+    execution = execution or Execution()
+    how, watch = execution.lift, Stopwatch()
+    meta = meta or rules.adam()
+    meta_space = meta_space or adam_space(0.05)
+    lift = partial(population.lift, how=how)
+    loss = lift(_autocast(task.loss) if execution.autocast else task.loss)
+    dynamics = make_dynamics(
+        loss,
+        population.lift_rule(rule, how),
+        lift(space.constrain),
+        space.tuned,
+        curvature,
+        None if sub_batch == 1.0 else lift(lambda batch: task.thin(batch, sub_batch)),
+    )
+
+    def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
+        return loss(params, buffers, batch)[0]
+
+    update = population.make_update(
+        dynamics,
+        engine,
+        objective,
+        population.lift_rule(meta, how),
+        space.project,
+        run_axes=int(how == "vmap"),
+        prepare=_preparation(execution, watch, next(iter(task.init(seeds[0])[0].values())).device),
+    )
+
+    def start() -> Run:
+        return trees.stack([_member(task, rule, space, meta, meta_space, seed, sample) for seed in seeds])
+
+    def hyper(run: Run) -> dict[str, Any]:
+        return {name: _reported(space, name, values) for name, values in dynamics.constrain(run.raw, run.z.params).items()}
+
+    return Parts(
+        start,
+        update,
+        lift(task.evaluate),
+        hyper,
+        _by_name,
+        task.batches,
+        list(seeds),
+        population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
+        how,
+        execution.compile,
+        watch,
+    )
+
+
+def adam_space(lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Space:
+    """Fixed hyperparameters for Adam as a meta-optimizer."""
+    values = {"lr": lr, "weight_decay": 0.0, "beta1": beta1, "beta2": beta2, "eps": eps}
+    return Space({name: Hyper(value) for name, value in values.items()})
+
+
+def _member(
+    task: Task, rule: UpdateRule, space: Space, meta: UpdateRule, meta_space: Space, seed: int, sample: bool
+) -> Run:
+    """The initial state of one run; every random number in it is a function of `seed`."""
+    params, buffers = task.init(seed)
+    raw = space.init(params, space.draw(seed) if sample else None)
+    tuned = space.tuned(raw)
+    like = next(iter(params.values()))
+    own = meta_space.draw(seed)  # a hyperparameter without a range is drawn as its `init`
+    return Run(
+        TrainState(params, buffers, rule.init(params)),
+        raw,
+        meta.init(tuned) if tuned else {},
+        {name: like.new_tensor(value) for name, value in own.items()},
+        torch.tensor(-1, device=like.device),
+        torch.tensor(0, device=like.device),
+    )
+
+
+def _autocast(loss: Callable[..., Any]) -> Callable[..., Any]:
+    def under_autocast(params: Params, buffers: Params, batch: Any) -> Any:
+        device = next(iter(params.values())).device.type
+        with torch.autocast(device, torch.bfloat16):
+            value, rest = loss(params, buffers, batch)
+        return value.float(), rest
+
+    return under_autocast
+
+
+def _preparation(execution: Execution, watch: Stopwatch, device: torch.device) -> Callable[..., Any]:
+    """Compile where asked, and time: the first call of a compiled piece counts as compilation."""
+
+    def prepare(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        if not execution.compile:
+            return watch.timed(function, part)
+        program = compilation.compiled(function)
+        first, later = watch.timed(program, "compile"), watch.timed(program, part)
+        pending = [True]
+
+        def call(*arguments: Any) -> Any:
+            return (first if pending and pending.pop() else later)(*arguments)
+
+        return call
+
+    return prepare
+
+
+def _reported(space: Space, name: str, values: Params) -> Any:
+    """A single number where all parameters share it, else one for each parameter tensor."""
+    shared = not {"tensor", "element"} & set(space.hypers[name].tune)
+    return next(iter(values.values())) if shared else values
+
+
+def _by_name(slopes: Params) -> dict[str, Any]:
+    """`lr/global` -> `lr`; `lr/element/<parameter>` -> {parameter: ...} under `lr/element`."""
+    named: dict[str, Any] = {}
+    for key, value in slopes.items():
+        name, granularity, *parameter = key.split("/", 2)
+        if granularity == "global":
+            named[name] = value
+        else:
+            named.setdefault(f"{name}/{granularity}", {})[parameter[0]] = value
+    return named

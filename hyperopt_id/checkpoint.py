@@ -1,0 +1,146 @@
+"""Checkpoints: one tree per file, written atomically, verified when read, restored to the last bit.
+
+    directory/step_000001200.pt     torch.load(..., weights_only=True) gives {"format", "step", "tree"}
+    directory/latest                the name of the newest of them, for people and scripts
+
+A tree is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else,
+which is what ``weights_only`` reads without running code. Two invariants hold at every instant, also when
+the process is killed or the machine loses power in the middle of ``save``:
+
+* a ``step_*.pt`` is complete: it is written under another name in the same folder, synchronized to the
+  disk, and renamed;
+* once ``save`` has returned, its checkpoint survives: the folder is synchronized before older files are
+  removed.
+
+``load`` trusts nothing: a file counts only when the CRC-32 of each of its records is right, and
+``torch.load`` reads it.
+"""
+
+import contextlib
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d+)\.pt")
+_LEAVES = (bool, int, float, str, type(None))
+_ALLOWED = "allowed are tensors, numbers, strings, booleans, None, lists, tuples and dictionaries"
+
+
+def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
+    """Write ``tree`` as the newest checkpoint of ``directory``; the ``keep`` newest remain.
+
+    Files of later steps are removed: they belong to a continuation that was abandoned by resuming before
+    them. ``OSError`` (disk full, no permission) leaves the earlier checkpoints as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"checkpoints to keep must be at least 1, not {keep}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_temporary(directory)
+    record = {"format": FORMAT, "step": step, "tree": _portable(tree, "")}
+    path = directory / f"step_{step:09d}.pt"
+    _replace(path, lambda file: torch.save(record, file))
+    _replace(directory / "latest", lambda file: file.write(path.name.encode() + b"\n"))
+    up_to_now = [known for known in _newest_first(directory) if _step(known) <= step]
+    for stale in set(_newest_first(directory)) - set(up_to_now[:keep]):
+        stale.unlink()
+    return path
+
+
+def load(directory: str | Path) -> tuple[Any, int]:
+    """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
+
+    Each newer one that cannot is named, with the reason, in a ``UserWarning``; ``ValueError`` when none is
+    left.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"no checkpoint to load: {directory} is not a directory")
+    for path in _newest_first(directory):
+        try:
+            return _read(path)
+        except (
+            Exception
+        ) as error:  # damage can surface as almost any exception, and all of them mean the same
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"checkpoint {path} is unusable and is passed over ({reason})", stacklevel=2)
+    raise ValueError(f"no checkpoint to load: {directory} holds no usable step_*.pt; start the run anew")
+
+
+def _read(path: Path) -> tuple[Any, int]:
+    with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare checksums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"checksum of {damaged} is wrong")
+    record = torch.load(path, map_location="cpu", weights_only=True)
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    return record["tree"], record["step"]
+
+
+def _portable(tree: Any, where: str) -> Any:
+    """``tree`` with tensors detached and owning their storage (a view would write all that it views)."""
+    if isinstance(tree, Tensor):
+        leaf = tree.detach()
+        whole = leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()
+        return leaf if whole else leaf.clone()
+    if isinstance(tree, dict):
+        return {_key(key, where): _portable(value, f"{where}/{key}") for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_portable(value, f"{where}/{i}") for i, value in enumerate(tree))
+    if type(tree) in _LEAVES:
+        return tree
+    raise TypeError(f"checkpoint entry {where or '/'} is a {type(tree).__name__}; {_ALLOWED}")
+
+
+def _key(key: Any, where: str) -> str | int:
+    if type(key) not in (str, int):
+        raise TypeError(
+            f"checkpoint entry {where or '/'} has a key of type {type(key).__name__}, not a string"
+        )
+    return key
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write(file)`` fill ``path`` so that readers and crashes find the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_temporary(directory: Path) -> None:
+    """Remove what a killed ``save`` left behind; a run directory has one writer, so nobody is using it."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    known = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(known, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match.group(1))

@@ -1,0 +1,144 @@
+"""The command line: arguments -> config -> parts -> run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperopt_id import checkpoint, experiment
+from hyperopt_id.build.names import from_config, pick_device
+from hyperopt_id.config import config_hash, differences, dump, load, to_dict
+from hyperopt_id.config_schema import Config
+from hyperopt_id.telemetry import Telemetry, is_finished
+
+FLAGS = {  # options that are short for a key of the config
+    "runs": "population.runs",
+    "sample": "population.sample",
+    "seed": "seed",
+    "device": "device",
+    "dtype": "dtype",
+    "threads": "threads",
+    "data_root": "data_root",
+    "log_dir": "log.dir",
+    "group": "log.group",
+    "name": "log.name",
+    "progress": "log.progress",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="hyperopt-id train",
+        description="Train a network and learn its hyperparameters in the same pass, by hypergradients.",
+    )
+    add = result.add_argument
+    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
+    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
+    add("--runs", type=int, metavar="R", help="R independent runs with random starting hyperparameters")
+    add("--sample", action="store_true", default=None, help="random starting hyperparameters for a single run, too")
+    add("--seed", type=int, metavar="N", help="everything random follows from it")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
+    add("--threads", type=int, metavar="N")
+    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
+    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME (default runs/<dataset>_<algorithm>/<time>)")
+    add("-g", "--group")
+    add("-n", "--name")
+    add("--progress", choices=("auto", "bar", "none"))
+    add("--resume", metavar="DIR|auto", help="continue the run in DIR, or the newest unfinished one of the group")
+    add("--print-config", action="store_true", help="show the whole config and stop")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script `hyperopt-id`: `hyperopt-id train ...`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:
+        return train(given[1:])
+    print("usage: hyperopt-id train -c FILE...   (hyperopt-id train --help says more)", file=sys.stderr)
+    return 0 if given[:1] in (["-h"], ["--help"]) else 2
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Run what the arguments ask for. Mistakes of the user end in one line and exit status 2."""
+    options = parser().parse_args(arguments)
+    try:
+        _train(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    overrides = [f"{key}={json.dumps(value)}" for flag, key in FLAGS.items() if (value := getattr(options, flag)) is not None]
+    directory = _resumed_directory(options)
+    files = options.config or ([directory / "config.yaml"] if directory is not None else [])
+    if not files:
+        raise ValueError("no config: name at least one file, as in -c configs/digits.yaml configs/Ours_LR_Momentum.yaml")
+    config = load(files, [*options.set, *overrides])
+    if options.print_config:
+        print(dump(config), end="")
+        return
+    if directory is not None and (changed := differences(load([directory / "config.yaml"]), config)):
+        raise ValueError(f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead")
+    if directory is not None and is_finished(directory):
+        print(f"the run in {directory} is finished; there is nothing to resume")
+        return
+    run(config, directory or new_directory(config), resume=directory is not None)
+
+
+def new_directory(config: Config) -> Path:
+    """DIR/GROUP/NAME, where what is not given follows from the config and the time."""
+    group = config.log.group or f"{config.task.name}_{config.algorithm}"
+    return Path(config.log.dir or "runs") / group / (config.log.name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def _resumed_directory(options: argparse.Namespace) -> Path | None:
+    """The run directory that `--resume` means, None without it."""
+    if options.resume is None:
+        return None
+    if options.resume != "auto":
+        directory = Path(options.resume)
+    else:
+        config = load(options.config, options.set)
+        group = new_directory(config).parent if options.group is None else Path(options.log_dir or "runs") / options.group
+        runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
+        unfinished = [path for path in runs if not is_finished(path)] or runs
+        if not unfinished:
+            raise ValueError(f"--resume auto found no run in {group}; leave --resume out to start one")
+        directory = unfinished[-1]
+    if not (directory / "config.yaml").is_file():
+        raise ValueError(f"--resume {directory}: there is no run (no config.yaml) in that directory")
+    return directory
+
+
+def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
+    saved = None
+    if resume and (directory / "checkpoints").is_dir():
+        saved, _ = checkpoint.load(directory / "checkpoints")
+    device = pick_device(config.device)
+    telemetry = Telemetry(
+        directory,
+        to_dict(config),
+        config_text=dump(config),
+        device=str(device),
+        runs=config.population.runs,
+        total=config.inner.total_updates,
+        progress=config.log.progress,
+        resume_at=saved["update"] if saved is not None else (0 if resume else None),
+    )
+    with telemetry:
+        parts, plan = from_config(config, compile=None if saved is None else saved["compile"])
+        summary = experiment.run(parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled})
+        summary["config_hash"] = config_hash(config)
+        telemetry.close(summary)
+    return summary

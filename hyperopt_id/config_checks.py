@@ -1,0 +1,249 @@
+"""Which configs are possible: ranges of single values and values that exclude each other.
+
+A problem is (keys, text): the keys that contradict, the first of them leading, and what was given, what
+is allowed, how to fix it.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from hyperopt_id.config_schema import TOYS, Config, FactorConfig, HyperConfig
+
+Problem = tuple[tuple[str, ...], str]
+
+AT_LEAST_ONE = (
+    "inner.steps_per_update",
+    "inner.steps",
+    "inner.updates",
+    "hypergradient.terms",
+    "hypergradient.window",
+    "population.runs",
+    "population.chunk",
+    "report.every",
+    "report.checkpoint_every",
+    "report.keep",
+    "task.batch_size",
+    "task.model.embedding",
+    "task.model.hidden",
+    "task.model.layers",
+    "task.model.heads",
+    "threads",
+)
+NOT_NEGATIVE = ("seed", "meta.lr")
+POSITIVE = ("inner.clip_norm", "meta.eps", "hypergradient.curvature.epsilon")
+BELOW_ONE = (  # in [0, 1)
+    "task.validation_fraction",
+    "task.model.dropout",
+    "inner.dampening",
+    "meta.beta1",
+    "meta.beta2",
+)
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Everything impossible in `config`; the first is the one to report."""
+    yield from _ranges(config)
+    yield from _task(config)
+    yield from _inner(config)
+    for name, hyper in config.space.items():
+        yield from _hyper(f"space.{name}", hyper, config.population.samples)
+    yield from _hypergradient(config)
+    yield from _meta(config)
+
+
+def _ranges(config: Config) -> Iterator[Problem]:
+    rules = (
+        (AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
+        (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
+        (POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
+        (BELOW_ONE, lambda value: 0 <= value < 1, "0 or more, below 1"),
+        (("hypergradient.curvature.sub_batch",), lambda value: 0 < value <= 1, "above 0, at most 1"),
+    )
+    for keys, fits, allowed in rules:
+        for key in keys:
+            value = _get(config, key)
+            if value is not None and not isinstance(value, str) and not fits(value):
+                yield (key,), f"given {value}; allowed: {allowed}"
+    for key in ("task.model.sizes", "task.model.channels"):
+        value = _get(config, key)
+        if value is not None and (not value or min(value) < 1):
+            yield (key,), f"given {list(value)}; allowed: one or more widths, each 1 or more"
+    splits = config.report.splits
+    if len(set(splits)) < len(splits):
+        yield ("report.splits",), f"given {list(splits)}; name every split once"
+
+
+def _task(config: Config) -> Iterator[Problem]:
+    task, model = config.task, config.task.model
+    if task.name not in TOYS and model.name == "mlp" and len(model.sizes or ()) < 2:
+        yield (
+            ("task.model.sizes",),
+            "an mlp needs [inputs, hidden widths..., outputs], for example [784, 50, 10]",
+        )
+    if task.name != "csv":
+        for key in ("path", "splits", "loss"):
+            if getattr(task, key) is not None:
+                yield (f"task.{key}",), f"only task.name = csv has it, but task.name = {task.name}"
+        return
+    if task.loss == "cross_entropy" and task.standardize.targets:
+        keys = ("task.standardize.targets", "task.loss")
+        yield keys, "given true; classes (task.loss = cross_entropy) cannot be standardized, use false"
+    if task.path is None:
+        yield ("task.path", "task.name"), "missing; task.name = csv needs the path of the table"
+    if task.splits is None:
+        yield (
+            ("task.splits", "task.name"),
+            "missing; task.name = csv needs [train, validation, test] row counts",
+        )
+    elif task.splits[0] < 1 or min(task.splits) < 0:
+        yield (
+            ("task.splits",),
+            f"given {list(task.splits)}; allowed: row counts, 1 or more for train, 0 or more else",
+        )
+
+
+def _inner(config: Config) -> Iterator[Problem]:
+    inner = config.inner
+    steps, every = inner.steps, inner.steps_per_update
+    if inner.updates is None and steps is None:
+        yield (
+            ("inner.updates",),
+            "the length of the run is missing: set inner.steps (weight updates) or inner.updates",
+        )
+    elif inner.updates is None and steps is not None and steps % every:
+        yield (
+            ("inner.steps", "inner.steps_per_update"),
+            f"given {steps}, which is not a multiple of inner.steps_per_update = {every}; change one, "
+            "or set inner.updates",
+        )
+    if inner.rule != "sgd" and (inner.nesterov or inner.dampening):
+        key = "inner.nesterov" if inner.nesterov else "inner.dampening"
+        yield (key, "inner.rule"), f"only inner.rule = sgd has it, but inner.rule = {inner.rule}"
+    if inner.nesterov and inner.dampening:
+        keys = ("inner.nesterov", "inner.dampening")
+        yield keys, f"Nesterov momentum needs inner.dampening = 0, given {inner.dampening}"
+
+
+def _hyper(key: str, hyper: HyperConfig, samples: bool) -> Iterator[Problem]:
+    init, bounds, sample = hyper.init, hyper.bounds, hyper.sample
+    top = 1.0 if hyper.transform == "logit" else math.inf
+    if hyper.transform == "logit" and not 0.0 <= init < 1.0:
+        yield (f"{key}.init",), f"given {init}; allowed: 0 or more, below 1"
+    if not 0.0 <= init < math.inf:
+        yield (f"{key}.init",), f"given {init}; allowed: 0 or more, in natural units (not as a logarithm)"
+    for name, limits in (("bounds", bounds), ("sample", sample)):
+        if limits is None:
+            continue
+        low, high = limits
+        if low > high:
+            yield (f"{key}.{name}",), f"given [{low}, {high}], which is reversed; allowed: [low, high]"
+        if low < 0.0 or high > top:
+            yield (f"{key}.{name}",), f"given [{low}, {high}]; allowed: from 0 to {top} for this transform"
+    if bounds is not None and not bounds[0] <= init <= bounds[1]:
+        yield (
+            (f"{key}.init", f"{key}.bounds"),
+            f"given {init}, outside {key}.bounds = [{bounds[0]}, {bounds[1]}]; change one of them",
+        )
+    if hyper.transform == "log10" and hyper.tune and init == 0.0:
+        yield (
+            (f"{key}.init", f"{key}.tune"),
+            f"given 0, which has no logarithm, so {key} cannot be tuned from there; start above 0",
+        )
+    if sample is not None and samples:
+        yield from _sample(key, hyper, sample)
+
+
+def _sample(key: str, hyper: HyperConfig, sample: tuple[float, float]) -> Iterator[Problem]:
+    low, high = sample
+    if math.isinf(high) or (hyper.transform == "log10" and low <= 0.0):
+        yield (f"{key}.sample",), f"given [{low}, {high}]; allowed: finite limits, above 0 for log10"
+    if hyper.bounds is not None and not hyper.bounds[0] <= low <= high <= hyper.bounds[1]:
+        yield (
+            (f"{key}.sample", f"{key}.bounds"),
+            f"given [{low}, {high}], outside {key}.bounds = {list(hyper.bounds)}; change one of them",
+        )
+
+
+def _hypergradient(config: Config) -> Iterator[Problem]:
+    settings, engine = config.hypergradient, config.hypergradient.engine
+    if settings.window is not None and settings.window > config.inner.steps_per_update:
+        yield (
+            ("hypergradient.window", "inner.steps_per_update"),
+            f"given {settings.window}, longer than inner.steps_per_update = {config.inner.steps_per_update}, "
+            "within which the hyperparameters are constant; shorten the window or lengthen the other",
+        )
+    if settings.window is not None and engine not in ("unroll", "forward"):
+        yield (
+            ("hypergradient.window", "hypergradient.engine"),
+            f"only the engines unroll and forward have it, but the engine is {engine} (null takes it out)",
+        )
+    if settings.carry_state and engine != "neumann":
+        keys = ("hypergradient.carry_state", "hypergradient.engine")
+        yield keys, f"only the engine neumann has it, but the engine is {engine}"
+    tuned = [name for name, hyper in config.space.items() if hyper.tune]
+    if engine != "none" and not tuned:
+        yield (
+            ("hypergradient.engine",),
+            f"given {engine}, but nothing is tuned: give space.<name>.tune = [global] to one or more of "
+            f"{', '.join(config.space)}",
+        )
+    if engine != "none" and settings.objective == "validation":
+        yield from _validation_data(config)
+
+
+def _validation_data(config: Config) -> Iterator[Problem]:
+    task = config.task
+    why, cure = (
+        "the objective of the hypergradient is the validation loss, but ",
+        "or hypergradient.objective = training",
+    )
+    if task.train_on == "train+validation":
+        keys = ("task.train_on", "hypergradient.objective")
+        yield keys, f"{why}task.train_on = train+validation leaves no validation data; use train, {cure}"
+    if task.validation_fraction == 0:
+        keys = ("task.validation_fraction", "hypergradient.objective")
+        yield keys, f"{why}task.validation_fraction = 0 leaves no validation data; raise it, {cure}"
+    if task.splits is not None and task.splits[1] == 0 and not task.validation_fraction:
+        keys = ("task.splits", "hypergradient.objective")
+        yield keys, f"{why}task.splits = {list(task.splits)} leaves no validation data; give it rows, {cure}"
+
+
+def _meta(config: Config) -> Iterator[Problem]:
+    meta, engine = config.meta, config.hypergradient.engine
+    tuned = {name: hyper for name, hyper in config.space.items() if hyper.tune}
+    if meta.rule != "geometric":
+        if meta.factor is not None:
+            yield (
+                ("meta.factor", "meta.rule"),
+                f"only meta.rule = geometric has it, but meta.rule = {meta.rule}",
+            )
+        if engine == "none" and tuned:
+            name, hyper = next(iter(tuned.items()))
+            yield (
+                (f"space.{name}.tune", "hypergradient.engine"),
+                f"given {list(hyper.tune)}, but hypergradient.engine = none; choose an engine or tune []",
+            )
+        return
+    if engine != "none":
+        keys = ("meta.rule", "hypergradient.engine")
+        yield keys, f"geometric is a schedule and needs hypergradient.engine = none, given {engine}"
+    if list(tuned) != ["lr"] or len(tuned["lr"].tune) != 1 or tuned["lr"].transform != "log10":
+        yield (
+            ("meta.rule", "space.lr.tune"),
+            "geometric multiplies the learning rate and nothing else: it needs space.lr.tune = [global], "
+            f"transform log10, and [] for the others; tuned now: {', '.join(tuned) or 'nothing'}",
+        )
+    if meta.factor is None:
+        yield ("meta.factor", "meta.rule"), "missing; geometric needs a number or {sample: [low, high]}"
+        return
+    low, high = meta.factor.sample if isinstance(meta.factor, FactorConfig) else (meta.factor, meta.factor)
+    if not 0 < low <= high < math.inf:
+        yield ("meta.factor",), f"given {low} to {high}; allowed: above 0, and low first"
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,234 @@
+"""The loop: hyper-updates, reports, checkpoints. No building and no mathematics happen here.
+
+    state -> update -> state -> ... ,  with a report every `report_every` hyper-updates and a checkpoint now and then
+
+A population of R runs goes through it in chunks, all in lockstep. Data order is a function of the run's seed and the
+position, so the state of a run and the number of hyper-updates are all that a resumed run needs.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import checkpoint, population, trees
+from hyperopt_id.dynamics import Batch
+from hyperopt_id.population import Lift, Record, Run
+from hyperopt_id.rules import Params
+from hyperopt_id.telemetry import Telemetry
+
+logger = logging.getLogger("hyperopt_id")
+
+
+class Stopwatch:
+    """Seconds by part of the work. On a CUDA device, work that is still queued is counted where it is waited for."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("compile", "inner", "hypergradient", "evaluation", "logging"), 0.0)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - began
+
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments)
+            self.seconds[part] += time.perf_counter() - began
+            return result
+
+        return call
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, as functions; `build.assemble` makes them.
+
+    start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
+    split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
+    hypergradient: Record's gradient -> the same, by name. batches: see `tasks.Task`. seeds: one for each member.
+    """
+
+    start: Callable[[], Run]
+    update: population.Update
+    evaluate: Callable[[Params, Params, str], dict[str, Tensor]]
+    hyper: Callable[[Run], dict[str, Any]]
+    hypergradient: Callable[[Params], dict[str, Any]]
+    batches: Callable[[str, Sequence[int], int, int], Batch]
+    seeds: Sequence[int]
+    members: Sequence[Sequence[int]]
+    lift: Lift
+    compiled: bool = False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what. `objective` is "validation", or "training" for the next training batch; `reset` puts the
+    weights back to their initial values after every hyper-update but the last. Periods are in hyper-updates."""
+
+    updates: int
+    steps_per_update: int = 10
+    train_split: str = "train"
+    objective: str = "validation"
+    reset: bool = False
+    report_every: int = 1
+    report_splits: Sequence[str] = ("validation", "test")
+    checkpoint_every: int = 0  # 0: never
+    keep: int = 10
+
+
+def run(
+    parts: Parts,
+    plan: Plan,
+    telemetry: Telemetry | None = None,
+    *,
+    resume: Mapping[str, Any] | None = None,
+    remember: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train all R members to the end and return the summary (see `interface` in the documentation).
+
+    `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state.
+    """
+    began = time.perf_counter()
+    progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
+    starting = progress.chunks if plan.reset and not progress.update else None
+    if plan.reset and starting is None:
+        starting = _Progress.begin(parts).chunks
+    for update in range(progress.update, plan.updates):
+        pairs = zip(progress.chunks, parts.members, strict=True)
+        advanced = [hyper_update(parts, plan, chunk, members, update) for chunk, members in pairs]
+        progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
+        progress.update = update + 1
+        last = progress.update == plan.updates
+        if last or progress.update % plan.report_every == 0:
+            _report(parts, plan, progress, records, telemetry)
+        if starting is not None and not last:
+            progress.chunks = [c._replace(z=s.z) for c, s in zip(progress.chunks, starting, strict=True)]
+        if telemetry is not None and plan.checkpoint_every and (last or progress.update % plan.checkpoint_every == 0):
+            with parts.stopwatch.measure("logging"):
+                tree = {**progress.tree(parts, began), **(remember or {})}
+                checkpoint.save(_checkpoints(telemetry.directory), tree, progress.update, plan.keep)
+    return progress.summary(parts, began)
+
+
+def _checkpoints(directory: Path) -> Path:
+    return directory / "checkpoints"
+
+
+def hyper_update(parts: Parts, plan: Plan, chunk: Run, members: Sequence[int], update: int) -> tuple[Run, Record]:
+    """Hyper-update number `update` of one chunk: its batches, then `parts.update`. Pure."""
+    steps = plan.steps_per_update
+    seeds = [parts.seeds[member] for member in members]
+    batches = parts.batches(plan.train_split, seeds, update * steps, steps)
+    if plan.objective == "training":
+        target = parts.batches(plan.train_split, seeds, (update + 1) * steps, 1)
+    else:
+        target = parts.batches("validation", seeds, update, 1)
+    steps_of = population.steps_of_one if parts.lift == "loop" else trees.unstack
+    return parts.update(chunk, steps_of(batches), steps_of(target)[0], update * steps)
+
+
+@dataclass
+class _Progress:
+    """The state of all runs and what the summary needs to know of their past."""
+
+    chunks: list[Run]
+    update: int
+    best: dict[str, Tensor]  # values [R] of the report with the lowest validation loss
+    final: dict[str, Any]
+    seconds: dict[str, float]
+
+    @staticmethod
+    def begin(parts: Parts) -> "_Progress":
+        chunks = population.split(parts.start(), parts.members, parts.lift)
+        return _Progress(chunks, 0, {}, {}, {})
+
+    @staticmethod
+    def load(parts: Parts, tree: Mapping[str, Any]) -> "_Progress":
+        device = parts.start().skipped.device
+        whole = trees.map(lambda leaf: leaf.to(device), population.from_plain(tree["run"]))
+        chunks = population.split(whole, parts.members, parts.lift)
+        return _Progress(chunks, tree["update"], tree["best"], tree["final"], tree["seconds"])
+
+    def tree(self, parts: Parts, began: float) -> dict[str, Any]:
+        whole = population.join(self.chunks, len(parts.seeds), parts.lift)
+        return {
+            "run": population.to_plain(whole),
+            "update": self.update,
+            "best": self.best,
+            "final": self.final,
+            "seconds": self.spent(parts, began),
+        }
+
+    def spent(self, parts: Parts, began: float) -> dict[str, float]:
+        """Seconds by part, those before an interruption included."""
+        now = {"total": time.perf_counter() - began, **parts.stopwatch.seconds}
+        return {name: seconds + self.seconds.get(name, 0.0) for name, seconds in now.items()}
+
+    def summary(self, parts: Parts, began: float) -> dict[str, Any]:
+        whole = population.join(self.chunks, len(parts.seeds), parts.lift)
+        return {
+            "final": {name: value for name, value in self.final.items() if not name.startswith("hyper")},
+            "best_validation": self.best,
+            "diverged": whole.diverged_at >= 0,
+            "diverged_at": whole.diverged_at,
+            "skipped_updates": whole.skipped,
+            "hyper": {n.removeprefix("hyper/"): v for n, v in self.final.items() if n.startswith("hyper/")},
+            "seconds": self.spent(parts, began),
+        }
+
+
+def _report(
+    parts: Parts, plan: Plan, progress: _Progress, records: list[Record], telemetry: Telemetry | None
+) -> None:
+    """Evaluate, remember the best, write."""
+    with parts.stopwatch.measure("evaluation"):
+        measured = [_measure(parts, plan, c, r) for c, r in zip(progress.chunks, records, strict=True)]
+        values = population.join(measured, len(parts.seeds), parts.lift)
+        lost = population.join([c.diverged_at for c in progress.chunks], len(parts.seeds), parts.lift) >= 0
+        values = {name: _failed(value, lost) for name, value in values.items()}
+        _remember_best(progress, values, plan)
+    progress.final = {name: v for name, v in values.items() if name.startswith("hyper/") or isinstance(v, Tensor)}
+    if telemetry is not None:
+        with parts.stopwatch.measure("logging"):
+            telemetry.report(progress.update, progress.update * plan.steps_per_update, values)
+
+
+def _measure(parts: Parts, plan: Plan, chunk: Run, record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = {"loss/train": record.losses.mean(0)}
+    for split in plan.report_splits:
+        metrics = parts.evaluate(chunk.z.params, chunk.z.buffers, split)
+        values |= {f"{name}/{split}": value for name, value in metrics.items()}
+    if record.objective is not None:
+        values["objective"] = record.objective
+    values |= {f"hyper/{name}": value for name, value in parts.hyper(chunk).items()}
+    return values | {f"hypergradient/{n}": v for n, v in parts.hypergradient(record.hypergradient).items()}
+
+
+def _failed(value: Any, lost_R: Tensor) -> Any:
+    """NaN for members that have diverged: whatever they would show, they count as failed."""
+    return trees.where(lost_R, trees.map(lambda leaf: torch.full_like(leaf, math.nan), value), value)
+
+
+def _remember_best(progress: _Progress, values: dict[str, Any], plan: Plan) -> None:
+    if "loss/validation" not in values:
+        return
+    update = torch.full_like(values["loss/validation"], progress.update)
+    now = {"update": update, **{n: v for n, v in values.items() if isinstance(v, Tensor) and v.shape == update.shape}}
+    if not progress.best:
+        progress.best = now
+    better = now["loss/validation"] < progress.best["loss/validation"].to(update.device)
+    better |= progress.best["loss/validation"].to(update.device).isnan()
+    progress.best = trees.where(better, now, trees.map(lambda leaf: leaf.to(update.device), progress.best))

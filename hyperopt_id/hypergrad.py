@@ -1,0 +1,163 @@
+r"""Hypergradient engines: one adjoint recursion, linearized in different places.
+
+.. math:: \frac{d\ell}{d\,\mathrm{raw}} = \text{direct} + \sum_{k} v_k\,\partial_{\mathrm{raw}}\Phi\big|_k, \qquad
+          v_0 = \frac{d\ell}{dz}, \quad v_{k+1} = v_k\,\partial_z \Phi\big|_k.
+
+An engine takes the last `window` training steps of a hyper-update itself, so that a step it linearizes is not
+computed twice, and returns the new state with the hypergradient. It sees Φ only: no module, data set or rule.
+
+============  ==============================================  =============================
+engine        Φ is linearized at                              source
+============  ==============================================  =============================
+`neumann`     the last step, K times                          arXiv 2110.10461, eq. 5
+`unroll`      each of the last `window` steps                 Domke 2012; arXiv 1502.03492
+`one_step`    the last step, once                             arXiv 1703.04782
+`forward`     each of the last `window` steps, forward mode   arXiv 1703.01785
+============  ==============================================  =============================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import trees
+from hyperopt_id.dynamics import Batch, Cotangent, Dynamics, Metrics, TrainState, objective_cotangent
+from hyperopt_id.rules import Params
+
+Objective = Callable[[Params, Params, Params, Batch], Tensor]  # (params, buffers, raw, batch) -> ℓ
+
+
+class Outcome(NamedTuple):
+    """What an engine returns: the state after its steps, their metrics, ℓ there, and dℓ/draw (tuned entries)."""
+
+    z: TrainState
+    metrics: Sequence[Metrics]
+    objective: Tensor | None
+    hypergradient: Params
+
+
+class Engine(NamedTuple):
+    """`call(dynamics, objective, z, raw, batches, target)` takes `window` steps, one for each of `batches`, and
+    differentiates the objective on the batch `target`. `traceable` engines are one small graph, fit to compile as
+    a whole; the others are loops over pieces that are compiled one by one."""
+
+    window: int
+    call: Callable[[Dynamics, Objective, TrainState, Params, Sequence[Batch], Batch], Outcome]
+    traceable: bool
+
+
+def neumann(terms: int, *, carry_state: bool = False) -> Engine:
+    r"""Implicit differentiation by a truncated Neumann series at the last step (arXiv 2110.10461).
+
+    .. math:: p = \sum_{j<K} v_0\,(\partial_w \Phi)^j, \qquad d\ell/d\,\mathrm{raw} = p\,\partial_{\mathrm{raw}}\Phi.
+
+    `terms` = K costs one objective gradient and K - 1 Hessian-vector products. The optimizer's state is a constant
+    unless `carry_state`, which runs the recursion through (parameters, optimizer state) together.
+    """
+    if terms < 1:
+        raise ValueError(f"the Neumann series needs at least 1 term, but terms is {terms}")
+
+    def call(
+        dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
+    ) -> Outcome:
+        here = dynamics.linearize(z, raw, batches[-1])
+        value, v, direct = _cotangent(dynamics, objective, here.z_next, raw, target)
+        if carry_state:
+            v = Cotangent(v.params, trees.zeros(here.z_next.state))
+        total = v
+        for _ in range(terms - 1):
+            v = here.pull_state(v)
+            total = trees.add(total, v)
+        return Outcome(here.z_next, [here.metrics], value, trees.add(direct, here.pull_raw(total)))
+
+    return Engine(1, call, traceable=True)
+
+
+def no_gradient() -> Engine:
+    """Takes no steps and finds zero: for training with fixed hyperparameters, or ones that follow a schedule."""
+
+    def call(
+        dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
+    ) -> Outcome:
+        return Outcome(z, [], None, trees.zeros(dynamics.tuned(raw)))
+
+    return Engine(0, call, traceable=True)
+
+
+def one_step() -> Engine:
+    """The hypergradient of a single step: `neumann(1)`, which is also `unroll(1)`. No Hessian is involved."""
+    return neumann(1)
+
+
+def unroll(window: int) -> Engine:
+    """Reverse mode through the last `window` steps, the optimizer's state included.
+
+    Only the states along the window are kept; Φ is linearized anew at each on the way back, so memory is that of
+    one step's graph plus `window` states.
+    """
+    _check_window(window)
+
+    def call(
+        dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
+    ) -> Outcome:
+        points, metrics, z = _roll(dynamics, z, raw, batches)
+        value, v, total = _cotangent(dynamics, objective, z, raw, target)
+        v = Cotangent(v.params, trees.zeros(z.state))
+        for point, batch in zip(reversed(points), reversed(batches), strict=True):
+            v, part = dynamics.pull(point, raw, batch, v)
+            total = trees.add(total, part)
+        return Outcome(z, metrics, value, total)
+
+    return Engine(window, call, traceable=False)
+
+
+def forward(window: int) -> Engine:
+    """Forward mode: tangents of z in every tuned number, pushed along the last `window` steps.
+
+    Costs one Hessian-vector product per tuned number and step, and memory that does not grow with the window: for
+    few hyperparameters (global and per-tensor values) over long horizons. Equals `unroll(window)`.
+    """
+    _check_window(window)
+
+    def call(
+        dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
+    ) -> Outcome:
+        tuned = dynamics.tuned(raw)
+        basis = {key: {k: torch.ones_like(x) if k == key else torch.zeros_like(x) for k, x in tuned.items()} for key in tuned}
+        tangents = dict.fromkeys(basis, Cotangent(trees.zeros(z.params), trees.zeros(z.state)))
+        metrics = []
+        for batch in batches:
+            here = dynamics.linearize(z, raw, batch)
+            tangents = {key: here.push(tangent, basis[key]) for key, tangent in tangents.items()}
+            z, metrics = here.z_next, [*metrics, here.metrics]
+        value, v, direct = _cotangent(dynamics, objective, z, raw, target)
+        total = {key: direct[key] + trees.inner(v.params, tangents[key].params, value.ndim) for key in tuned}
+        return Outcome(z, metrics, value, total)
+
+    return Engine(window, call, traceable=False)
+
+
+def _check_window(window: int) -> None:
+    if window < 1:
+        raise ValueError(f"the window needs at least 1 step, but window is {window}")
+
+
+def _cotangent(
+    dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, target: Batch
+) -> tuple[Tensor, Cotangent, Params]:
+    return objective_cotangent(lambda w, b, r: objective(w, b, r, target), z, raw, dynamics.tuned(raw))
+
+
+def _roll(dynamics: Dynamics, z: TrainState, raw: Params, batches: Sequence[Batch]) -> tuple[list[Any], list[Metrics], TrainState]:
+    hyper = dynamics.constrain(raw, z.params)
+    points, metrics = [], []
+    for batch in batches:
+        points.append(z)
+        z, measured = dynamics.step(z, hyper, batch)
+        metrics.append(measured)
+    return points, metrics, z
+

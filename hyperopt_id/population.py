@@ -1,0 +1,182 @@
+"""A population: R independent runs that differ in their seed and their hyperparameters.
+
+A `Run` is everything that training changes, one pytree with a leading axis R; it is what a checkpoint holds. One
+hyper-update is a pure function of it,
+
+    run' = update(run, T training batches, objective batch),
+
+made of T training steps, the engine's hypergradient, and a step of the meta-optimizer on the raw hyperparameters.
+`lift` is the one place where R runs become one computation: under "vmap" the parts of Φ are vectorized over chunks
+of runs; under "loop" a chunk is a single run without the leading axis.
+
+The policy on non-finite numbers is here and nowhere else. A run whose training loss or parameters become non-finite
+is diverged: it keeps the state it had at the start of that hyper-update for good, and the step at which it happened
+is noted. A non-finite hypergradient leaves that run's hyperparameters and meta-optimizer untouched for one update,
+and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import trees
+from hyperopt_id.dynamics import Batch, Dynamics, Metrics, TrainState
+from hyperopt_id.hypergrad import Engine, Objective
+from hyperopt_id.rules import Params, State, UpdateRule
+
+Lift = Literal["vmap", "loop"]
+Function = Callable[..., Any]
+
+
+class Run(NamedTuple):
+    """State of R runs (every leaf [R, ...]), or of one run without that axis.
+
+    `meta_hyper` holds the meta-optimizer's own hyperparameters by name; `diverged_at` the training step at which a
+    run blew up, -1 while it has not; `skipped` the number of hyper-updates left out for a non-finite hypergradient.
+    """
+
+    z: TrainState
+    raw: Params
+    meta_state: State
+    meta_hyper: Params
+    diverged_at: Tensor
+    skipped: Tensor
+
+
+class Record(NamedTuple):
+    """What one hyper-update measured: training losses [T] or [T, R], the objective, the hypergradient."""
+
+    losses: Tensor
+    objective: Tensor | None
+    hypergradient: Params
+
+
+class Proposal(NamedTuple):
+    """The outcome of a hyper-update before the policy on non-finite numbers is applied."""
+
+    z: TrainState
+    raw: Params
+    meta_state: State
+    metrics: Sequence[Metrics]
+    objective: Tensor | None
+    hypergradient: Params
+    sound: Tensor  # parameters are finite
+    usable: Tensor  # the hypergradient is finite
+
+
+Update = Callable[[Run, Sequence[Batch], Batch, int], tuple[Run, Record]]
+
+
+def lift(function: Function, how: Lift) -> Function:
+    """The function on single runs, made a function on chunks of runs."""
+    if how == "loop":
+        return function
+    return lambda *arguments: torch.vmap(function, in_dims=tuple(trees.axes(a) for a in arguments))(*arguments)
+
+
+def lift_rule(rule: UpdateRule, how: Lift) -> UpdateRule:
+    return rule._replace(update=lift(rule.update, how))
+
+
+def make_update(
+    dynamics: Dynamics,
+    engine: Engine,
+    objective: Objective,
+    meta: UpdateRule,
+    project: Callable[[Params], Params],
+    *,
+    run_axes: int,
+    prepare: Callable[[Function, str], Function] = lambda function, part: function,
+) -> Update:
+    """One hyper-update from (already lifted) parts; `run_axes` is 1 for chunks and 0 for single runs.
+
+    `prepare(function, part)` may replace a function by one that computes the same: it is handed the pieces that are
+    worth compiling or timing, which are the training step ("inner") and ("hypergradient") either everything after the
+    plain steps, for traceable engines, or a single pull-back.
+    """
+    plain = dynamics._replace(step=prepare(dynamics.step, "inner"))
+    inside = dynamics if engine.traceable else plain._replace(pull=prepare(dynamics.pull, "hypergradient"))
+
+    def conclude(
+        z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
+    ) -> Proposal:
+        outcome = engine.call(inside, objective, z, raw, batches, target)
+        sound = trees.finite(outcome.z.params, run_axes)
+        usable = torch.ones_like(sound)
+        if tuned := dynamics.tuned(raw):
+            hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
+            moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
+            raw = project({**raw, **moved})
+            usable = trees.finite(outcome.hypergradient, run_axes)
+        return Proposal(
+            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, sound, usable
+        )
+
+    finish = prepare(conclude, "hypergradient") if engine.traceable else conclude
+
+    def update(run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
+        z, metrics = run.z, []
+        free = len(batches) - engine.window
+        hyper = dynamics.constrain(run.raw, z.params)
+        for batch in batches[:free]:
+            z, measured = plain.step(z, hyper, batch)
+            metrics.append(measured)
+        proposal = finish(z, run.raw, run.meta_state, run.meta_hyper, batches[free:], target)
+        losses = torch.stack([measured["loss"] for measured in [*metrics, *proposal.metrics]])
+        record = Record(losses, proposal.objective, proposal.hypergradient)
+        return _settle(run, proposal, losses, step), record
+
+    return update
+
+
+def to_plain(run: Run) -> dict[str, Any]:
+    """Nested dicts, as a checkpoint holds them."""
+    return {**run._asdict(), "z": run.z._asdict()}
+
+
+def from_plain(tree: dict[str, Any]) -> Run:
+    return Run(**{**tree, "z": TrainState(**tree["z"])})
+
+
+def _settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
+    """Apply the policy on non-finite numbers. `step` is the number of training steps before this update."""
+    finite = torch.isfinite(losses)
+    fine = finite.all(0) & proposal.sound & (run.diverged_at < 0)
+    moved = run._replace(z=proposal.z, raw=proposal.raw, meta_state=proposal.meta_state)
+    if bool((fine & proposal.usable).all()):  # the usual case, without a pass over all tensors
+        return moved
+    kept = run._replace(z=proposal.z, skipped=run.skipped + 1)
+    moved = trees.where(proposal.usable, moved, kept)
+    where = torch.where(finite.all(0), len(losses), finite.logical_not().int().argmax(0)) + step
+    gone = run._replace(diverged_at=torch.where(run.diverged_at < 0, where, run.diverged_at))
+    return trees.where(fine, moved, gone)
+
+
+def chunks(runs: int, size: int) -> list[list[int]]:
+    """Members of each chunk: as few chunks as `size` allows, all of one length so that one compiled program serves
+    them; the last is filled up with copies of the last run, which `join` drops."""
+    count = -(-runs // size)
+    length = -(-runs // count)
+    return [[min(c * length + i, runs - 1) for i in range(length)] for c in range(count)]
+
+
+def split(run: Run, members: Sequence[Sequence[int]], how: Lift) -> list[Run]:
+    """R runs -> one `Run` a chunk; single runs without the leading axis under "loop"."""
+    if how == "loop":
+        return [trees.take(run, chunk[0]) for chunk in members]
+    return [trees.take(run, torch.tensor(chunk, device=run.skipped.device)) for chunk in members]
+
+
+def steps_of_one(batches: Batch) -> list[Batch]:
+    """Batches with leading axes [T, 1] -> T batches of a single run, without the leading axis."""
+    return trees.unstack(trees.take(batches, (slice(None), 0)))
+
+
+def join(parts: Sequence[trees.Tree], runs: int, how: Lift) -> trees.Tree:
+    """The inverse of `split`, for runs or anything measured of them."""
+    whole = trees.stack(parts) if how == "loop" else trees.concatenate(parts)
+    return trees.take(whole, slice(0, runs))

@@ -1,0 +1,137 @@
+r"""Weight-update rules as pure functions: `(params, state') = update(params, gradients, state, hyperparameters)`.
+
+A rule is a pair of functions on flat dicts keyed like `params`. `hyperparameters[name]` is itself such a dict; its
+entries are 0-d (shared) or full-shape (per element), and broadcasting makes the two the same code. Nothing is
+captured: whatever may be tuned is an argument, so the update can be differentiated in it. The meta-optimizer that
+moves raw hyperparameters is one of these rules, acting on raw values as its `params`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import trees
+
+Params = dict[str, Tensor]
+State = dict[str, Params | Tensor]
+Hyperparameters = dict[str, Params]
+
+
+class UpdateRule(NamedTuple):
+    """`init: params -> state`; `update: (params, gradients, state, hyperparameters) -> (params, state)`, both pure.
+
+    `hyperparameters` names those that `update` reads.
+    """
+
+    init: Callable[[Params], State]
+    update: Callable[[Params, Params, State, Hyperparameters], tuple[Params, State]]
+    hyperparameters: tuple[str, ...]
+
+
+def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
+    r"""Stochastic gradient descent as in `torch.optim.SGD`.
+
+    With \(g_t\) the gradient, \(\xi\) the weight decay, \(\mu\) the momentum, \(\tau\) the dampening:
+
+    .. math:: b_t = \mu b_{t-1} + (1 - \tau)(g_t + \xi w_{t-1}), \qquad w_t = w_{t-1} - \eta\, b_t,
+
+    where the first step takes \(b_1\) undamped, and Nesterov momentum steps along \(g_t + \xi w_{t-1} + \mu b_t\).
+    State: `momentum`, zeros at first; `started` (0-d) only where dampening has to know the first step.
+    """
+    if nesterov and dampening:
+        raise ValueError(f"Nesterov momentum needs dampening 0, but dampening is {dampening}; set one of them off")
+
+    def init(params: Params) -> State:
+        state: State = {"momentum": trees.zeros(params)}
+        if dampening:
+            state["started"] = next(iter(params.values())).new_zeros(())
+        return state
+
+    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
+        learning_rate, weight_decay, momentum = hyper["lr"], hyper["weight_decay"], hyper["momentum"]
+        decayed = {k: torch.addcmul(g, weight_decay[k], params[k]) for k, g in gradients.items()}
+        fresh = decayed
+        if dampening:
+            fresh = {k: d * (1.0 - dampening * state["started"]) for k, d in decayed.items()}  # pyright: ignore
+        buffer = {k: torch.addcmul(f, momentum[k], state["momentum"][k]) for k, f in fresh.items()}
+        direction = buffer
+        if nesterov:
+            direction = {k: torch.addcmul(decayed[k], momentum[k], b) for k, b in buffer.items()}
+        moved = {k: torch.addcmul(params[k], learning_rate[k], d, value=-1.0) for k, d in direction.items()}
+        new_state: State = {"momentum": buffer}
+        if dampening:
+            new_state["started"] = torch.ones_like(state["started"])  # pyright: ignore
+        return moved, new_state
+
+    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"))
+
+
+def _adam(*, decoupled: bool) -> UpdateRule:
+    def init(params: Params) -> State:
+        step = next(iter(params.values())).new_zeros(())
+        return {"mean": trees.zeros(params), "square": trees.zeros(params), "step": step}
+
+    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
+        step = state["step"] + 1.0  # pyright: ignore
+        moved, mean, square = {}, {}, {}
+        for k, gradient in gradients.items():
+            param, learning_rate, decay = params[k], hyper["lr"][k], hyper["weight_decay"][k]
+            beta1, beta2 = hyper["beta1"][k], hyper["beta2"][k]
+            if not decoupled:
+                gradient = torch.addcmul(gradient, decay, param)
+            mean[k] = torch.lerp(gradient, state["mean"][k], beta1)
+            square[k] = torch.lerp(gradient.square(), state["square"][k], beta2)
+            # A weight whose gradient has always been zero has square 0, where the square root has no derivative.
+            root = square[k].clamp_min(torch.finfo(param.dtype).tiny).sqrt()
+            denominator = root / (1.0 - beta2**step).sqrt() + hyper["eps"][k]
+            if decoupled:
+                param = param * (1.0 - learning_rate * decay)
+            moved[k] = param - learning_rate / (1.0 - beta1**step) * (mean[k] / denominator)
+        return moved, {"mean": mean, "square": square, "step": step}
+
+    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"))
+
+
+def adam() -> UpdateRule:
+    r"""Adam as in `torch.optim.Adam` (arXiv 1412.6980), weight decay added to the gradient.
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t,\quad v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2,\quad
+              w_t = w_{t-1} - \frac{\eta}{1-\beta_1^t}\,\frac{m_t}{\sqrt{v_t}/\sqrt{1-\beta_2^t} + \epsilon}.
+
+    State: `mean`, `square`, and `step` (0-d, a floating-point count so that it travels through every derivative).
+    """
+    return _adam(decoupled=False)
+
+
+def adamw() -> UpdateRule:
+    r"""Adam with decoupled weight decay (arXiv 1711.05101), as in `torch.optim.AdamW`: first \(w \leftarrow (1-\eta\xi) w\)."""
+    return _adam(decoupled=True)
+
+
+def geometric() -> UpdateRule:
+    r"""A schedule in disguise: \(r_t = r_{t-1} + \log_{10} c\), which multiplies \(10^r\) by the factor \(c\) at every step.
+
+    Gradients are ignored; there is no state.
+    """
+
+    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
+        del gradients
+        return {k: p + torch.log10(hyper["factor"][k]) for k, p in params.items()}, state
+
+    return UpdateRule(lambda params: {}, update, ("factor",))
+
+
+def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
+    r"""The rule fed with \(g \cdot \min(1, c / (\lVert g \rVert_2 + 10^{-6}))\), the norm taken over all tensors together.
+
+    As `torch.nn.utils.clip_grad_norm_`; being part of the rule, it is differentiated through.
+    """
+
+    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        scale = (max_norm / (norm + 1e-6)).clamp_max(1.0)
+        return rule.update(params, {k: g * scale for k, g in gradients.items()}, state, hyper)
+
+    return rule._replace(update=update)

@@ -1,0 +1,135 @@
+r"""Hyperparameters live in an unconstrained raw space: natural = transform(sum of raw values over granularities).
+
+Raw values are a flat dict: `lr/global` (0-d, always present; it carries the initial value), and, where tuned,
+`lr/tensor/<parameter>` (0-d) and `lr/element/<parameter>` (the parameter's shape), which start at zero. Under
+\(10^r\) the natural values of several granularities therefore multiply.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id.rules import Hyperparameters, Params
+
+GRANULARITIES = ("global", "tensor", "element")
+
+
+class Transform(NamedTuple):
+    """`natural(raw)` on tensors and its inverse `raw(natural)` on Python numbers."""
+
+    natural: Callable[[Tensor], Tensor]
+    raw: Callable[[float], float]
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0.0 else -math.inf  # 10^-inf = 0: switched off, and staying so
+
+
+def _logit(value: float) -> float:
+    value = min(max(value, 1e-12), 1.0 - 1e-12)
+    return math.log(value) - math.log1p(-value)
+
+
+LOG10 = Transform(lambda raw: 10.0**raw, _log10)
+LOGIT = Transform(torch.sigmoid, _logit)
+IDENTITY = Transform(lambda raw: raw, float)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One hyperparameter, described in natural units.
+
+    `tune` lists the granularities that are learned (empty: fixed). `bounds` clip the natural value. `sample` is the
+    range of random starts: uniform in raw space under LOG10, else uniform in the natural value.
+    """
+
+    init: float
+    transform: Transform = IDENTITY
+    bounds: tuple[float, float] | None = None
+    sample: tuple[float, float] | None = None
+    tune: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Space:
+    """The hyperparameters of one update rule, by name."""
+
+    hypers: Mapping[str, Hyper]
+
+    def draw(self, seed: int) -> dict[str, float]:
+        """Random natural values. Each hyperparameter has a stream of its own, so runs of one seed share their
+        starting values whatever else the space holds or tunes."""
+        return {name: _draw(hyper, f"{seed}/{name}") for name, hyper in self.hypers.items()}
+
+    def init(self, params: Params, natural: Mapping[str, float] | None = None) -> Params:
+        """Raw values for a model with these parameters, starting at `natural` (default: each `Hyper.init`)."""
+        like = next(iter(params.values()))
+        raw = {}
+        for name, hyper in self.hypers.items():
+            start = hyper.init if natural is None else natural.get(name, hyper.init)
+            raw[f"{name}/global"] = like.new_tensor(hyper.transform.raw(start))
+            if "tensor" in hyper.tune:
+                raw |= {f"{name}/tensor/{k}": like.new_zeros(()) for k in params}
+            if "element" in hyper.tune:
+                raw |= {f"{name}/element/{k}": torch.zeros_like(p) for k, p in params.items()}
+        return raw
+
+    def is_tuned(self, key: str) -> bool:
+        name, granularity = key.split("/")[:2]
+        return granularity in self.hypers[name].tune
+
+    def tuned(self, raw: Params) -> Params:
+        """The part of `raw` that is learned."""
+        return {key: value for key, value in raw.items() if self.is_tuned(key)}
+
+    def constrain(self, raw: Params, params: Params) -> Hyperparameters:
+        """Natural values as a dict keyed like `params` for each hyperparameter; 0-d unless tuned per element."""
+        return {name: self._natural(name, hyper, raw, params) for name, hyper in self.hypers.items()}
+
+    @staticmethod
+    def _natural(name: str, hyper: Hyper, raw: Params, params: Params) -> Params:
+        natural, common = hyper.transform.natural, raw[f"{name}/global"]
+        if not {"tensor", "element"} & set(hyper.tune):
+            return dict.fromkeys(params, natural(common))
+        totals = dict.fromkeys(params, common)
+        for granularity in hyper.tune:
+            if granularity != "global":
+                totals = {k: total + raw[f"{name}/{granularity}/{k}"] for k, total in totals.items()}
+        return {k: natural(total) for k, total in totals.items()}
+
+    def project(self, raw: Params) -> Params:
+        """Clip so that every natural value is within its bounds: first the global raw value, then the sum with the
+        tensor's, then the sum with the element's. Works with or without a leading axis R on every value."""
+        raw = dict(raw)
+        for name, hyper in self.hypers.items():
+            if hyper.bounds is None or not hyper.tune:
+                continue
+            low, high = (hyper.transform.raw(bound) for bound in hyper.bounds)
+            common = raw[f"{name}/global"] = raw[f"{name}/global"].clamp(low, high)
+            for key in [key for key in raw if key.startswith(f"{name}/tensor/")]:
+                raw[key] = (common + raw[key]).clamp(low, high) - common
+            for key in [key for key in raw if key.startswith(f"{name}/element/")]:
+                base = common + raw.get(key.replace("/element/", "/tensor/"), torch.zeros_like(common))
+                base = base.reshape(base.shape + (1,) * (raw[key].ndim - base.ndim))
+                raw[key] = (base + raw[key]).clamp(low, high) - base
+        return raw
+
+
+def _draw(hyper: Hyper, stream: str) -> float:
+    if hyper.sample is None:
+        return hyper.init
+    low, high = hyper.sample
+    uniform = _uniform(stream)
+    if hyper.transform is LOG10:
+        return 10.0 ** (math.log10(low) + uniform * (math.log10(high) - math.log10(low)))
+    return low + uniform * (high - low)
+
+
+def _uniform(stream: str) -> float:
+    """A number in [0, 1) that is a pure function of the stream's name."""
+    return int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big") / 2.0**64

@@ -1,0 +1,102 @@
+"""CIFAR-10 (Krizhevsky 2009): 60000 colored images, 32 × 32, 10 classes, in the archive of Python pickles.
+
+Pickles can run code when they are read, so they are read by an unpickler that builds plain containers and
+arrays only.
+"""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.fetch import fetch, read_verified, web
+
+SPLITS = (45_000, 5_000, 10_000)
+ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
+HOME = "https://www.cs.toronto.edu/~kriz"
+CHECKSUM = "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+PLACES = ("cifar10", "CIFAR10", "")
+ALLOWED = {
+    "numpy.core.multiarray": {"_reconstruct"},
+    "numpy._core.multiarray": {"_reconstruct"},
+    "numpy": {"ndarray", "dtype"},
+    "_codecs": {"encode"},
+}
+
+
+def cifar10(
+    root: Path,
+    validation_fraction: float | None = None,
+    download: bool = True,
+    splits: tuple[int, int, int] = SPLITS,
+    checksum: str | None = CHECKSUM,
+) -> Dataset:
+    """Inputs [60000, 3, 32, 32] float32, standardized per channel with statistics of train + validation;
+    targets in 0..9; 45000 / 5000 / 10000 by position. Read from the extracted folder or the archive, in
+    `root` or `root`/cifar10; a missing archive is downloaded and checked. `splits` and `checksum` are there
+    for small files in the same format."""
+    batches = [_parse(*item) for item in _contents(Path(root), download, checksum)]
+    images = np.concatenate([image for image, _ in batches])
+    targets = np.concatenate([target for _, target in batches])
+    bounds = split_by_position(splits, len(images), "CIFAR-10", validation_fraction)
+    inputs = torch.from_numpy(images).to(torch.float32).reshape(-1, 3, 32, 32)
+    known = inputs[: bounds["validation"][1]].double()
+    mean = known.mean(dim=(0, 2, 3), keepdim=True)
+    deviation = known.std(dim=(0, 2, 3), keepdim=True, correction=0)
+    deviation = torch.where(deviation == 0, 1.0, deviation)
+    return Dataset(inputs.sub_(mean.float()).div_(deviation.float()), torch.from_numpy(targets), bounds)
+
+
+def _contents(root: Path, download: bool, checksum: str | None) -> list[tuple[str, bytes]]:
+    """(name, bytes) of the six batch files in order."""
+    for place in PLACES:
+        folder = root / place / FOLDER
+        if all((folder / name).is_file() for name in BATCHES):
+            return [(str(folder / name), (folder / name).read_bytes()) for name in BATCHES]
+    archive = next(
+        (root / p / ARCHIVE for p in PLACES if (root / p / ARCHIVE).is_file()), root / PLACES[0] / ARCHIVE
+    )
+    if not archive.is_file():
+        cure = f"To provide it yourself: put {ARCHIVE} from {HOME}/cifar.html into {archive.parent}."
+        fetch("CIFAR-10", archive.parent, {ARCHIVE: CHECKSUM}, (web(HOME),) if download else (), cure)
+    return _unpack(archive, read_verified(archive, checksum) if checksum else None)
+
+
+def _unpack(archive: Path, content: bytes | None) -> list[tuple[str, bytes]]:
+    stream = io.BytesIO(archive.read_bytes() if content is None else content)
+    with tarfile.open(fileobj=stream) as tar:
+        members = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
+        missing = [name for name in BATCHES if name not in members]
+        if missing:
+            raise ValueError(f"{archive} lacks {', '.join(missing)}")
+        return [(f"{archive}:{name}", tar.extractfile(members[name]).read()) for name in BATCHES]  # type: ignore[union-attr]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, strings, numbers and numpy arrays; refuses anything that could run code."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if name not in ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file needs")
+        return super().find_class(module, name)
+
+
+def _parse(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, 3072] and labels int64 [n] of one batch file."""
+    try:
+        batch = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
+        images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], dtype=np.int64)
+    except Exception as error:
+        raise ValueError(f"{name} is not a batch of CIFAR-10 images ({error})") from error
+    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+        raise ValueError(
+            f"{name}: needs uint8 images [n, 3072], got {images.dtype} {images.shape} and {len(labels)} labels"
+        )
+    return images, labels

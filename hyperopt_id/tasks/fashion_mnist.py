@@ -1,0 +1,88 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747, MIT license): 70000 images of clothes, 28 ×
+28, 10 classes.
+
+The four files are looked for in the data folder; when they are not there they are fetched from the first
+source that answers and kept, so that the next start needs no network.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hyperopt_id.tasks import debian
+from hyperopt_id.tasks.data import Dataset, read_idx, split_by_position
+from hyperopt_id.tasks.fetch import fetch, read_verified, web
+
+SPLITS = (50_000, 10_000, 10_000)
+PACKAGE, SHARE = "dataset-fashion-mnist", "datasets/fashion-mnist"
+FOLDERS = ("fashion_mnist", "FashionMNIST/raw", "FashionMNIST", "Fashion_MNIST")
+MIRRORS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
+    "https://fashion-mnist.s3.eu-central-1.amazonaws.com",
+)
+# Of the decompressed content: Debian's gzip files differ from the original ones in their headers (name, time of day).
+CHECKSUMS = {
+    "train-images-idx3-ubyte.gz": "gzip sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "gzip sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "gzip sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "gzip sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+def fashion_mnist(root: Path, validation_fraction: float | None = None, download: bool = True) -> Dataset:
+    """Inputs [70000, 784] float32, standardized per pixel with statistics of train + validation (a constant
+    pixel is divided by 1); targets [70000] in 0..9; 50000 / 10000 / 10000 by position. A corrupt file, or a
+    missing one that no source provides, is a ValueError."""
+    folder = _find(Path(root))
+    if folder is None:
+        folder = Path(root) / FOLDERS[0]
+        fetch("Fashion-MNIST", folder, CHECKSUMS, sources() if download else (), _cure(folder))
+    images, labels, test_images, test_labels = (
+        read_idx(read_verified(folder / name, checksum), name) for name, checksum in CHECKSUMS.items()
+    )
+    known = len(images)
+    pixels = np.concatenate([images, test_images]).reshape(-1, 28 * 28)
+    targets = np.concatenate([labels, test_labels]).astype(np.int64)
+    splits = split_by_position(SPLITS, len(pixels), "Fashion-MNIST", validation_fraction)
+    return Dataset(_standardize_pixels(pixels, known), torch.from_numpy(targets), splits)
+
+
+def sources() -> tuple:
+    """Where the files may come from, in the order in which they are tried."""
+    return (
+        debian.installed(PACKAGE, SHARE),
+        debian.downloaded(PACKAGE, SHARE),
+        *(web(url) for url in MIRRORS),
+    )
+
+
+def _find(root: Path) -> Path | None:
+    for name in FOLDERS:
+        if all((root / name / file).is_file() for file in CHECKSUMS):
+            return root / name
+    return None
+
+
+def _cure(folder: Path) -> str:
+    return (
+        f"To provide it yourself: sudo apt-get install {PACKAGE}; or put {', '.join(CHECKSUMS)} "
+        f"(from https://github.com/zalandoresearch/fashion-mnist) into {folder}; --data-root names another data folder."
+    )
+
+
+def _standardize_pixels(pixels: np.ndarray, known: int, block: int = 5000) -> torch.Tensor:
+    """uint8 [N, D] -> float32 [N, D]. Sums of bytes and of their squares are exact integers, so the
+    statistics do not depend on the order of summation; blocks keep the temporary copies small."""
+    total = np.zeros(pixels.shape[1], dtype=np.int64)
+    squares = np.zeros(pixels.shape[1], dtype=np.int64)
+    for start in range(0, known, block):
+        values = pixels[start : min(start + block, known)].astype(np.uint32)
+        total += values.sum(axis=0, dtype=np.int64)
+        squares += (values * values).sum(axis=0, dtype=np.int64)
+    mean = total / known
+    variance = (known * squares - total * total) / known**2
+    deviation = np.sqrt(np.where(variance == 0, 1.0, variance))
+    result = torch.from_numpy(pixels).to(torch.float32)
+    return result.sub_(torch.from_numpy(mean).float()).div_(torch.from_numpy(deviation).float())

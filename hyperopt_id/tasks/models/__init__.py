@@ -1,0 +1,12 @@
+"""Models whose training step is twice differentiable, vmap-able and compilable, and that say the role of each
+parameter in plain data (`module.roles`)."""
+
+from hyperopt_id.tasks.models.cnn import cnn
+from hyperopt_id.tasks.models.layers import ACTIVATIONS, Dropout
+from hyperopt_id.tasks.models.lstm import lstm
+from hyperopt_id.tasks.models.mlp import mlp
+from hyperopt_id.tasks.models.resnet import resnet18
+from hyperopt_id.tasks.models.transformer import transformer
+from hyperopt_id.tasks.models.weights import load_weights
+
+__all__ = ["ACTIVATIONS", "Dropout", "cnn", "load_weights", "lstm", "mlp", "resnet18", "transformer"]

@@ -1,0 +1,44 @@
+"""A small convolutional network with BatchNorm.
+
+h_i = relu(norm(conv3x3(h_{i-1}, stride 2))),   y = W · mean over positions(h) + b
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperopt_id.tasks.models.layers import roles_of
+
+
+class CNN(nn.Module):
+    """Images [B, C, H, W], or rows [B, C·H·W] that are reshaped to `image` -> outputs [B, classes]."""
+
+    def __init__(self, image: Sequence[int], channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        if len(image) != 3 or not channels:
+            raise ValueError(
+                f"cnn needs image [channels, height, width] and widths, got {list(image)}, {list(channels)}"
+            )
+        self.image = tuple(image)
+        widths = [image[0], *channels]
+        # No bias before BatchNorm: it would have no effect.
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
+            for i in range(len(channels))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
+        self.output = nn.Linear(channels[-1], classes)
+        matrices = {f"convolutions.{i}.weight": "hidden" for i in range(len(channels))}
+        self.roles = roles_of(self, matrices | {"convolutions.0.weight": "input", "output.weight": "output"})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        values = inputs.reshape(-1, *self.image)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            values = F.relu(norm(convolution(values)))
+        return self.output(values.mean(dim=(2, 3)))
+
+
+def cnn(image: Sequence[int] = (1, 28, 28), channels: Sequence[int] = (16, 32), classes: int = 10) -> CNN:
+    """`image`: [channels, height, width] of the inputs; `channels`: the width of each layer."""
+    return CNN(image, channels, classes)

@@ -1,0 +1,59 @@
+"""Layers and activations shared by the models."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperopt_id.tasks.hashing import random_bits
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+
+
+class Dropout(nn.Module):
+    """y = x · keep / (1 - p), keep ~ Bernoulli(1 - p) drawn from a hash of (seed, stream, element).
+
+    The seed is a buffer that the functional call replaces by `batch.seed`, so no module between has to pass
+    it on; `stream` numbers the dropout layers of a model. No generator is touched, so the layer works under
+    vmap (each run its own mask), torch.compile and double backward, and a step can be evaluated again with
+    the same mask.
+    """
+
+    seed: Tensor
+
+    def __init__(self, probability: float, stream: int = 0) -> None:
+        super().__init__()
+        if not 0.0 <= probability < 1.0:
+            raise ValueError(f"a dropout probability must be in [0, 1), got {probability}")
+        self.probability = probability
+        self.stream = stream
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return inputs
+        bits = random_bits(self.seed, self.stream, inputs.numel()).reshape(inputs.shape)
+        keep = bits >= round(self.probability * 2.0**32)
+        return torch.where(keep, inputs / (1.0 - self.probability), 0.0)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}, stream={self.stream}"
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name; an unknown name is a ValueError."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: use one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def roles_of(module: nn.Module, matrices: dict[str, str]) -> dict[str, str]:
+    """Roles of all parameters: those of `matrices` (name -> role) as given; of the others, parameters of a
+    normalization layer are "norm" and the rest "bias"."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+    normalizing = {name for name, part in module.named_modules() if isinstance(part, norms)}
+    return {
+        name: matrices.get(name) or ("norm" if name.rpartition(".")[0] in normalizing else "bias")
+        for name, _ in module.named_parameters()
+    }

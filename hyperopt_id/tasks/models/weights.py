@@ -1,0 +1,46 @@
+"""Starting from given weights."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def load_weights(path: Path | str, params: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
+    """(params, buffers) with the values of an npz archive, names and shapes as in `state_dict`; device and
+    type stay those of `params`. Every parameter must be there; buffers may be left out. A missing file, a
+    wrong name or a wrong shape is a ValueError that says which."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"init_from: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"init_from: {path} is not a readable npz archive of arrays ({error})") from error
+    known = {**params, **buffers}
+    missing = [name for name in params if name not in arrays]
+    unknown = [name for name in arrays if name not in known]
+    if missing or unknown:
+        raise ValueError(
+            f"init_from: {path} does not fit the model: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; "
+            f"the model has {list(known)}"
+        )
+    for name, array in arrays.items():
+        if array.shape != tuple(known[name].shape):
+            raise ValueError(
+                f"init_from: {path}: {name} has shape {array.shape}, the model needs {tuple(known[name].shape)}"
+            )
+
+    def given(tensors: Tensors) -> Tensors:
+        return {
+            name: torch.from_numpy(np.array(arrays[name])).to(value.device, value.dtype)
+            if name in arrays
+            else value
+            for name, value in tensors.items()
+        }
+
+    return given(params), given(buffers)

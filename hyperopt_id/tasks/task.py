@@ -1,0 +1,176 @@
+"""A task: everything about a training problem as pure functions of (params, buffers, batch).
+
+    loss(params, buffers, batch) = (L, (buffers', metrics))
+
+No function here has a memory: randomness is a function of `batch.seed`, row order a function of
+(split, run seed, position). R runs, T steps, B rows of a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperopt_id.tasks.data import Dataset
+from hyperopt_id.tasks.functional import FunctionalModule, ModuleFactory, Tensors
+from hyperopt_id.tasks.sampling import Permutations, batch_seeds, sample_size, split_code, systematic_rows
+
+EVALUATION_ROWS = 10_000
+Metrics = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """index: rows in the whole data set, int64 [B], or None for every row of `split`;
+    seed: 0-d int64, the only randomness a loss may use; split: its name (static).
+
+    `Task.batches` puts the axes [T, R] in front of index and seed.
+    """
+
+    index: Tensor | None  # type: ignore[assignment] - the field has the name of a method of tuple
+    seed: Tensor
+    split: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """init(seed) -> (params, buffers), leaving the global generators untouched. loss(params, buffers,
+    batch) -> (scalar, (new buffers, metrics)): training mode, arguments never written to;
+        runs under vmap over (params, buffers, index, seed) and torch.compile, and is twice differentiable.
+    evaluate(params, buffers, split) -> metrics of the whole split in evaluation mode: loss, and what the
+    task has of
+        accuracy, unnormalized_loss, perplexity.
+    batches(split, seeds, start, steps) -> Batch with leading axes [T, R]: batches start..start+steps-1 of R
+    streams. thin(batch, fraction) -> a random sub-batch of ceil(fraction · B) rows, an unbiased estimate of
+    the batch. sizes: rows per split. roles: parameter name -> input | hidden | output | bias | norm |
+    embedding.
+    """
+
+    init: Callable[[int], tuple[Tensors, Tensors]]
+    loss: Callable[[Tensors, Tensors, Batch], tuple[Tensor, tuple[Tensors, Metrics]]]
+    evaluate: Callable[[Tensors, Tensors, str], Metrics]
+    batches: Callable[[str, Sequence[int], int, int], Batch]
+    thin: Callable[[Batch, float], Batch]
+    sizes: dict[str, int] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+
+
+def supervised(
+    dataset: Dataset, module_factory: ModuleFactory, criterion: str, batch_size: int | None
+) -> Task:
+    """The task of fitting a module to (inputs, targets): `criterion` is "cross_entropy" (targets int64 [N],
+    outputs [B, classes]) or "mse" (mean over all entries); `batch_size` None means the whole split.
+
+    Build it after `dataset.to(device, dtype)`: weights and batches follow the data set.
+    """
+    if criterion not in LOSSES:
+        raise ValueError(f"unknown criterion {criterion!r}: use one of {', '.join(LOSSES)}")
+    sampler = RowSampler.create(dataset, batch_size)
+    module = FunctionalModule(module_factory, dataset.targets.device, dataset.dtype)
+    criterion_function = LOSSES[criterion]
+
+    def loss(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensors, Metrics]]:
+        inputs, targets = sampler.rows(batch)
+        outputs, buffers = module.train(params, buffers, batch.seed, inputs)
+        return criterion_function(outputs, targets), (buffers, {})
+
+    @torch.no_grad()
+    def evaluate(params: Tensors, buffers: Tensors, split: str) -> Metrics:
+        first, last = dataset.bounds(split)
+        totals: Metrics = {}
+        for start in range(first, last, EVALUATION_ROWS):
+            stop = min(start + EVALUATION_ROWS, last)
+            targets = dataset.targets[start:stop]
+            outputs = module.evaluate(params, buffers, dataset.inputs[start:stop])
+            values = {"loss": criterion_function(outputs, targets)}
+            if criterion == "cross_entropy":
+                values["accuracy"] = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+            weight = (stop - start) / (last - first)
+            totals = {name: totals.get(name, 0.0) + weight * value for name, value in values.items()}
+        if criterion == "mse":
+            totals["unnormalized_loss"] = totals["loss"] * dataset.target_scale**2
+        return totals
+
+    return Task(module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets)
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A column of outputs [B, 1] meets targets [B] without broadcasting to [B, B]."""
+    return F.mse_loss(outputs.reshape(targets.shape), targets)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "mse": mean_squared_error}
+
+
+@dataclass(frozen=True)
+class RowSampler:
+    """Batches of rows of a data set. `tables`: inputs and targets with rows flattened, as `embedding` wants
+    them."""
+
+    dataset: Dataset
+    batch_size: int | None
+    sizes: dict[str, int]
+    streams: dict[str, Permutations]
+    whole: dict[str, tuple[Tensor, Tensor]]
+    tables: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def create(dataset: Dataset, batch_size: int | None) -> "RowSampler":
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 or None for the whole split, got {batch_size}")
+        bounds = {split: dataset.bounds(split) for split in (*dataset.splits, "train+validation")}
+        return RowSampler(
+            dataset,
+            batch_size,
+            sizes={split: last - first for split, (first, last) in bounds.items()},
+            streams={
+                split: Permutations(split, last - first, first) for split, (first, last) in bounds.items()
+            },
+            whole={
+                split: (dataset.inputs[first:last], dataset.targets[first:last])
+                for split, (first, last) in bounds.items()
+            },
+            tables=(
+                dataset.inputs.reshape(len(dataset.inputs), -1),
+                dataset.targets.reshape(len(dataset.targets), -1),
+            ),
+        )
+
+    def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Inputs [B, ...] and targets [B]. A whole split is a view. `F.embedding` gathers whole rows
+        several times faster than `inputs[index]`, under vmap too."""
+        if batch.index is None:
+            return self.whole[batch.split]
+        inputs, targets = (F.embedding(batch.index, table) for table in self.tables)
+        return inputs.unflatten(1, self.dataset.inputs.shape[1:]), self._targets(targets)
+
+    def _targets(self, rows: Tensor) -> Tensor:
+        return rows.squeeze(1) if self.dataset.targets.ndim == 1 else rows
+
+    def batches(self, split: str, seeds: Sequence[int], start: int, steps: int) -> Batch:
+        """See `Task.batches`: index [T, R, B] or None, seed [T, R]."""
+        device = self.dataset.targets.device
+        seed = batch_seeds(split, seeds, start, steps, device)
+        if self.batch_size is None:
+            return Batch(None, seed, split)
+        if not self.sizes[split]:
+            raise ValueError(f"the {split} split is empty: there is nothing to draw batches from")
+        index = self.streams[split].batches(seeds, start, steps, self.batch_size)
+        return Batch(torch.from_numpy(index).to(device, non_blocking=True), seed, split)
+
+    def thin(self, batch: Batch, fraction: float) -> Batch:
+        """A minibatch is in random order, so its first rows are a random sample; a whole split is sampled
+        systematically."""
+        split_code(batch.split)
+        if batch.index is not None:
+            return batch._replace(index=batch.index[..., : sample_size(batch.index.shape[-1], fraction)])
+        if sample_size(self.sizes[batch.split], fraction) == self.sizes[batch.split]:
+            return batch
+        first, last = self.dataset.bounds(batch.split)
+        return batch._replace(index=systematic_rows(batch.seed, first, last - first, fraction))

@@ -1,0 +1,111 @@
+"""Telemetry: what a run leaves behind and shows while it goes on.
+
+    directory/config.yaml        the resolved config
+    directory/environment.json   versions, commit, command, device
+    directory/metrics.jsonl      one report per line: the source of truth
+    directory/events.out.*       the same for TensorBoard
+    directory/log.txt            messages
+    directory/summary.json       written last, so its presence means that the run is finished
+
+Order of work after a hyper-update: report it, then save the checkpoint. A run resumed from the checkpoint
+of update u drops the reports after u, so its ``metrics.jsonl`` equals that of an uninterrupted run in
+everything but ``time``.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hyperopt_id.telemetry.directory import claim, describe_environment, is_finished, keep_until, write_json
+from hyperopt_id.telemetry.events import Board
+from hyperopt_id.telemetry.measure import as_json, dump, measure
+from hyperopt_id.telemetry.progress import Progress, logger
+
+__all__ = ["Telemetry", "is_finished"]
+
+
+class Telemetry:
+    """The reports of R runs that go on together; use as a context manager.
+
+    ``config`` (plain nested data) becomes the columns of TensorBoard's HPARAMS tab, with ``initial`` =
+    {name: R numbers} beside it to tell members apart; ``config_text`` is written to ``config.yaml`` when
+    the run is new. ``total`` counts hyper-updates. ``resume_at`` is the hyper-update of the loaded
+    checkpoint, None for a new run.
+
+    ``seconds`` is the time spent in here so far. ``ValueError``: see ``directory.claim``.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        config: Mapping[str, Any],
+        *,
+        config_text: str = "",
+        device: str = "cpu",
+        runs: int = 1,
+        total: int = 0,
+        progress: str = "auto",
+        resume_at: int | None = None,
+        initial: Mapping[str, Any] | None = None,
+    ) -> None:
+        began = time.perf_counter()
+        self.directory, self._runs, self._closed = Path(directory), runs, False
+        self._metrics = claim(self.directory, resume_at is not None)
+        with ExitStack() as opened:
+            opened.enter_context(self._metrics)
+            last = keep_until(self._metrics, -1 if resume_at is None else resume_at)
+            if resume_at is None:
+                (self.directory / "config.yaml").write_text(config_text)
+            environment = describe_environment(self.directory, device)
+            write_json(self.directory / "environment.json", environment)
+            self._progress = Progress(progress, total, resume_at or 0, self.directory / "log.txt")
+            opened.callback(self._progress.close)
+            purge_step = None if resume_at is None else (0 if last is None else last["step"] + 1)
+            self._board = Board(self.directory, config, runs, purge_step, initial or {})
+            self._opened = opened.pop_all()
+        # a resumed run goes on counting where the kept reports end
+        self._origin = time.monotonic() - (0.0 if last is None else last["time"])
+        self.seconds = time.perf_counter() - began
+
+    def report(self, update: int, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the report after hyper-update ``update`` and training step ``step``; return its line.
+
+        A value is a number that all runs share, a tensor [R], or {parameter: tensor [R, ...]}; a tensor
+        with further axes is written as ``{"min", "p10", "median", "p90", "max"}`` over them. A number that
+        is not finite is null.
+        """
+        began = time.perf_counter()
+        measured = {name: measure(value, self._runs) for name, value in values.items()}
+        record: dict[str, Any] = {"step": step, "update": update, "time": time.monotonic() - self._origin}
+        record |= {name: as_json(value, self._runs) for name, value in measured.items()}
+        self._metrics.write(dump(record).encode() + b"\n")
+        self._metrics.flush()
+        self._board.write(step, measured)
+        self._progress.show(update, record)
+        self.seconds += time.perf_counter() - began
+        return record
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """End the run; with a ``summary`` (nested data, tensors allowed) it is finished. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._opened:
+            self._board.close(finished=summary is not None)
+            if summary is not None:
+                write_json(self.directory / "summary.json", summary)
+                logger.info("finished; results are in %s", self.directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self._closed:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            logger.error("stopped by %s; continue with --resume %s", reason, self.directory)
+        self.close()

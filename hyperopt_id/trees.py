@@ -1,0 +1,113 @@
+"""Algebra on trees: nested dicts, lists and tuples whose leaves are tensors.
+
+Trees of one structure form a vector space; every function here is pure and works leaf by leaf. Leaves may carry a
+leading axis of R independent runs, which `stack`, `unstack`, `take` and `where` act on. This is the only file that
+touches torch's pytree module.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Tree = Any  # a nested dict, list or (named) tuple of tensors; `None` and strings are static and travel along
+
+
+def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda leaf, *others: function(leaf, *others) if isinstance(leaf, Tensor) else leaf
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - read as `trees.map`
+    """Apply `function` to corresponding tensor leaves; what is no tensor is taken from the first tree."""
+    return pytree.tree_map(_on_tensors(function), tree, *others)
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensor leaves in a fixed order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def like(tree: Tree, tensors: Iterable[Tensor]) -> Tree:
+    """The tree with its tensor leaves replaced, in the order of `leaves`."""
+    supply = iter(tensors)
+    return map(lambda _: next(supply), tree)
+
+
+def axes(tree: Tree) -> Tree:
+    """`in_dims` of `torch.vmap` for a tree whose tensors all have the leading axis R."""
+    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
+
+
+def zeros(tree: Tree) -> Tree:
+    return map(torch.zeros_like, tree)
+
+
+def detach(tree: Tree) -> Tree:
+    return map(Tensor.detach, tree)
+
+
+def variables(tree: Tree) -> Tree:
+    """Fresh leaves of the autograd graph that hold the same numbers."""
+    return map(lambda leaf: leaf.detach().requires_grad_(), tree)
+
+
+def add(left: Tree, right: Tree) -> Tree:
+    return map(torch.add, left, right)
+
+
+def take(tree: Tree, position: Any) -> Tree:
+    """Index every leaf with `[position]`: one run of R, one step of T, or a permutation of either."""
+    return map(lambda leaf: leaf[position], tree)
+
+
+def stack(members: Sequence[Tree]) -> Tree:
+    """R trees of one structure -> one tree with a leading axis R."""
+    return map(lambda *same: torch.stack(same), members[0], *members[1:])
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """The inverse of `stack`: one tree for each entry of the leading axis."""
+    columns = zip(*(leaf.unbind() for leaf in leaves(tree)), strict=True)
+    return [like(tree, column) for column in columns]
+
+
+def concatenate(chunks: Sequence[Tree]) -> Tree:
+    """Join trees along their leading axis R."""
+    return map(lambda *same: torch.cat(same), chunks[0], *chunks[1:])
+
+
+def where(condition_R: Tensor, yes: Tree, no: Tree) -> Tree:
+    """Per run: the leaf of `yes` where the condition holds, that of `no` elsewhere.
+
+    `condition_R` has shape [R], or [] for a single run without the leading axis.
+    """
+
+    def select(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(condition_R.reshape(condition_R.shape + (1,) * (a.ndim - condition_R.ndim)), a, b)
+
+    return map(select, yes, no)
+
+
+def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
+    """Sum of products over all leaves; the first `run_axes` axes are kept."""
+    pairs = zip(leaves(left), leaves(right), strict=True)
+    return torch.stack([_rows(a * b, run_axes).sum(-1) for a, b in pairs]).sum(0)
+
+
+def _rows(leaf: Tensor, run_axes: int) -> Tensor:
+    return leaf.reshape(leaf.shape[:run_axes] + (-1,))
+
+
+def squared_norm(tree: Tree, run_axes: int = 0) -> Tensor:
+    """Sum of squares over all leaves; the first `run_axes` axes are kept."""
+    parts = [_rows(leaf, run_axes).square().sum(-1) for leaf in leaves(tree)]
+    return torch.stack(parts).sum(0)
+
+
+def finite(tree: Tree, run_axes: int = 0) -> Tensor:
+    """True where every number is finite; the first `run_axes` axes are kept. (A sum is finite iff its terms are,
+    but for overflow, which is no state to train on either.)"""
+    parts = [_rows(leaf.detach(), run_axes).sum(-1) for leaf in leaves(tree) if leaf.is_floating_point()]
+    return torch.isfinite(torch.stack(parts).sum(0))

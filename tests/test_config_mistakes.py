@@ -1,0 +1,208 @@
+"""One line per mistake that a user can make in a config: the message names the file and key and helps."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hyperopt_id.config import load
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+HDLR = ("digits", "Ours_HDLR")
+RANDOM = ("digits", "Random")
+
+
+def shipped(*names: str, overrides: tuple[str, ...] = ()):
+    return load([CONFIGS / f"{name}.yaml" for name in names], overrides)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MISTAKES = [  # files, overrides, what the message says
+    (HDLR, "inner.update=3", "--set: inner.update: unknown key; did you mean inner.updates?"),
+    (HDLR, "updates=3", "updates: unknown key; did you mean inner.updates?"),
+    (HDLR, "space.momentun.init=0.5", "did you mean space.momentum?"),
+    (HDLR, "task.model.size=[1, 2]", "did you mean task.model.sizes?"),
+    (HDLR, "inner.updates=ten", "inner.updates: given 'ten' (text); allowed: a whole number"),
+    (HDLR, "inner.updates=1.5", "inner.updates: given 1.5 (a number); allowed: a whole number"),
+    (HDLR, "seed=true", "seed: given True (true/false); allowed: a whole number"),
+    (HDLR, "meta.lr=true", "meta.lr: given True (true/false); allowed: a number"),
+    (HDLR, "meta.lr=.nan", "meta.lr: given nan"),
+    (HDLR, "inner.reset=1", "inner.reset: given 1 (a whole number); allowed: true or false"),
+    (HDLR, "algorithm=3", "algorithm: given 3 (a whole number); allowed: text"),
+    (HDLR, "meta=adam", "meta: given 'adam' (text); allowed: a mapping with the keys rule"),
+    (HDLR, "space=[lr]", "space: given ['lr'] (a list); allowed: a mapping with the keys lr, weight_decay"),
+    (HDLR, "seed.value=1", "seed: given {'value': 1} (a mapping); allowed: a whole number"),
+    (HDLR, "space.lr.bounds=[1]", "space.lr.bounds: given [1] (a list); allowed: a list of 2, each a number"),
+    (HDLR, "task.model.sizes=[64, ten]", "task.model.sizes: given [64, 'ten'] (a list)"),
+    (
+        HDLR,
+        "task.batch_size=al",
+        "task.batch_size: given 'al' (text); allowed: a whole number or all; did you",
+    ),
+    (HDLR, "hypergradient.engine=neuman", "none, neumann, unroll, one_step, forward; did you mean neumann?"),
+    (HDLR, "task.name=fashion_minst", "did you mean fashion_mnist?"),
+    (HDLR, "inner.rule=adamm", "did you mean adam"),
+    (HDLR, "hypergradient.curvature.sides=3", "curvature.sides: given 3 (a whole number); allowed: 1, 2"),
+    (HDLR, "space.lr.tune=[elements]", "space.lr.tune: given ['elements']"),
+    (HDLR, "space.lr.tune=[global, global]", "space.lr.tune: given ['global', 'global']; name every"),
+    (HDLR, "inner.updates", "--set: given 'inner.updates'; allowed: key=value"),
+    (HDLR, "inner..updates=1", "--set: given 'inner..updates=1'; allowed: key=value"),
+    (HDLR, "inner.updates=[1", "--set inner.updates: line 1: "),
+    (HDLR, "_base_=[a.yaml]", "_base_: unknown key"),
+    (HDLR, "space.lr.init=-0.1", "space.lr.init: given -0.1; allowed: 0 or more, in natural units"),
+    (HDLR, "space.weight_decay.init=-6", "space.weight_decay.init: given -6.0; allowed: 0 or more"),
+    (HDLR, "space.weight_decay.init=0", "space.weight_decay.init: given 0, which has no logarithm"),
+    (HDLR, "space.lr.init=2", "space.lr.init: given 2.0, outside space.lr.bounds = [1e-10, 1.0]"),
+    (HDLR, "space.lr.bounds=[1, 1e-10]", "space.lr.bounds: given [1.0, 1e-10], which is reversed"),
+    (HDLR, "space.lr.sample=[0.1, 0.01]", "space.lr.sample: given [0.1, 0.01], which is reversed"),
+    (HDLR, "space.momentum.init=1", "space.momentum.init: given 1.0; allowed: 0 or more, below 1"),
+    (HDLR, "space.momentum.sample=[0, 2]", "space.momentum.sample: given [0.0, 2.0]; allowed: from 0 to 1"),
+    (
+        HDLR,
+        ("population.runs=3", "space.lr.sample=[0, 0.1]"),
+        "space.lr.sample: given [0.0, 0.1]; allowed: finite",
+    ),
+    (HDLR, ("population.runs=3", "space.lr.sample=[0.1, 2]"), "space.lr.sample: given [0.1, 2.0], outside"),
+    (
+        HDLR,
+        "inner.rule=adam",
+        "space.momentum: inner.rule = adam has lr, weight_decay, beta1, beta2, eps, but not",
+    ),
+    (
+        ("digits",),
+        ("inner.rule=adam", "space.beta1.init=1"),
+        "space.beta1.init: given 1.0; allowed: 0 or more, bel",
+    ),
+    (
+        HDLR,
+        "space.beta1.init=0.5",
+        "space.beta1: inner.rule = sgd has lr, weight_decay, momentum, but not beta1",
+    ),
+    (HDLR, "inner.steps_per_update=0", "inner.steps_per_update: given 0; allowed: 1 or more"),
+    (HDLR, "inner.updates=0", "inner.updates: given 0; allowed: 1 or more"),
+    (HDLR, "inner.steps=0", "inner.steps: given 0; allowed: 1 or more"),
+    (
+        HDLR,
+        "inner.steps=2001",
+        "inner.steps: given 2001, which is not a multiple of inner.steps_per_update = 10",
+    ),
+    (HDLR, "inner.steps=null", "inner.updates: the length of the run is missing"),
+    (HDLR, "inner.clip_norm=0", "inner.clip_norm: given 0.0; allowed: a number above 0"),
+    (HDLR, "inner.dampening=1", "inner.dampening: given 1.0; allowed: 0 or more, below 1"),
+    (HDLR, ("inner.nesterov=true", "inner.dampening=0.1"), "inner.nesterov: Nesterov momentum needs"),
+    (("digits",), ("inner.rule=adam", "inner.nesterov=true"), "inner.nesterov: only inner.rule = sgd"),
+    (HDLR, "hypergradient.terms=0", "hypergradient.terms: given 0; allowed: 1 or more"),
+    (HDLR, "hypergradient.window=5", "hypergradient.window: only the engines unroll and forward"),
+    (
+        ("digits", "DiffThroughOpt"),
+        "hypergradient.window=0",
+        "hypergradient.window: given 0; allowed: 1 or more",
+    ),
+    (
+        ("digits", "DiffThroughOpt"),
+        "hypergradient.window=11",
+        "given 11, longer than inner.steps_per_update = 10",
+    ),
+    (("digits", "DiffThroughOpt"), "inner.steps_per_update=4", "hypergradient.window: given 5, longer than"),
+    (("digits", "DiffThroughOpt"), "hypergradient.carry_state=true", "only the engine neumann has it"),
+    (HDLR, "hypergradient.curvature.sub_batch=0", "sub_batch: given 0.0; allowed: above 0, at most 1"),
+    (HDLR, "hypergradient.curvature.sub_batch=1.5", "sub_batch: given 1.5; allowed: above 0, at most 1"),
+    (HDLR, "hypergradient.curvature.epsilon=0", "epsilon: given 0.0; allowed: a number above 0"),
+    (HDLR, "hypergradient.engine=none", "space.lr.tune: given ['element'], but hypergradient.engine = none"),
+    (RANDOM, ("hypergradient.engine=neumann", "task.train_on=train"), "given neumann, but nothing is tuned"),
+    (
+        HDLR,
+        "task.train_on=train+validation",
+        "task.train_on: the objective of the hypergradient is the valid",
+    ),
+    (HDLR, "task.validation_fraction=0", "task.validation_fraction: the objective of the hypergradient"),
+    (HDLR, "task.validation_fraction=1", "task.validation_fraction: given 1.0; allowed: 0 or more, below 1"),
+    (("csv", "Ours_LR"), "task.splits=[700, 0, 100]", "task.splits: the objective of the hypergradient"),
+    (("csv",), "task.splits=[0, 700, 100]", "task.splits: given [0, 700, 100]; allowed: row counts"),
+    (("csv",), "task.splits=null", "task.splits: missing"),
+    (("csv",), "task.path=null", "task.path: missing"),
+    (("csv",), "task.loss=cross_entropy", "task.standardize.targets: given true; classes"),
+    (HDLR, "task.path=mine.csv", "task.path: only task.name = csv has it, but task.name = digits"),
+    (HDLR, "task.batch_size=0", "task.batch_size: given 0; allowed: 1 or more"),
+    (HDLR, "task.model.sizes=null", "task.model.sizes: an mlp needs [inputs"),
+    (HDLR, "task.model.sizes=[64, 0, 10]", "task.model.sizes: given [64, 0, 10]; allowed"),
+    (HDLR, "task.model.dropout=1", "task.model.dropout: given 1.0; allowed: 0 or more, below 1"),
+    (HDLR, "meta.lr=-1", "meta.lr: given -1.0; allowed: 0 or more"),
+    (HDLR, "meta.beta2=1", "meta.beta2: given 1.0; allowed: 0 or more, below 1"),
+    (HDLR, "meta.factor=0.9", "meta.factor: only meta.rule = geometric has it, but meta.rule = adam"),
+    (HDLR, "meta.rule=geometric", "meta.rule: geometric is a schedule and needs hypergradient.engine = none"),
+    (RANDOM, "meta.rule=geometric", "meta.rule: geometric multiplies the learning rate and nothing else"),
+    (("digits", "Random_SteppedLR"), "meta.factor=null", "meta.factor: missing; geometric needs"),
+    (("digits", "Random_SteppedLR"), "meta.factor=0", "meta.factor: given 0.0 to 0.0; allowed: above 0"),
+    (("digits", "Random_SteppedLR"), "meta.factor.sample=[2, 1]", "meta.factor: given 2.0 to 1.0; allowed"),
+    (("digits", "Random_SteppedLR"), "space.momentum.tune=[global]", "tuned now: lr, momentum"),
+    (HDLR, "population.runs=0", "population.runs: given 0; allowed: 1 or more"),
+    (HDLR, "population.chunk=0", "population.chunk: given 0; allowed: 1 or more"),
+    (HDLR, "report.every=0", "report.every: given 0; allowed: 1 or more"),
+    (HDLR, "report.keep=0", "report.keep: given 0; allowed: 1 or more"),
+    (HDLR, "report.splits=[test, test]", "report.splits: given ['test', 'test']; name every split once"),
+    (HDLR, "seed=-1", "seed: given -1; allowed: 0 or more"),
+    (HDLR, "threads=0", "threads: given 0; allowed: 1 or more"),
+    (("Ours_HDLR",), (), "task.name: missing; allowed: digits"),
+]
+
+
+@pytest.mark.parametrize(("files", "overrides", "message"), MISTAKES)
+def test_mistake(files, overrides, message):
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        shipped(*files, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+BAD_FILES = {
+    "seed: 1\nmeta:\n  lr: 1\n  lr: 2\n": "bad.yaml: line 4: duplicate key 'lr'",
+    "seed: 1\nseed: 1\n": "bad.yaml: line 2: duplicate key 'seed'",
+    "inner: {step_per_update: 3}": "inner.step_per_update: unknown key; did you mean inner.steps_per",
+    "inner: {steps_per_update: three}": "bad.yaml: inner.steps_per_update: given 'three' (text)",
+    "inner.steps: 3": "bad.yaml: inner.steps: unknown key; did you mean steps inside inner?",
+    "seed: [1": "bad.yaml: line 1: ",
+    "- seed": "bad.yaml: a config is a mapping from keys to values, this is list",
+    "1: 2": "bad.yaml: line 1: key '1' is not text",
+    "seed: !!python/object/apply:os.getcwd []": "bad.yaml: line 1: could not determine a constructor",
+    "_base_: {a: b}": "bad.yaml: _base_: given {'a': 'b'}; allowed: a list of files",
+    "_base_: [bad.yaml]": "bad.yaml: _base_: goes in a circle: bad.yaml -> bad.yaml",
+    "_base_: [digit.yaml]": "digits.yaml?",
+    "hypergradient: {engine: unroll, window: 50}": "bad.yaml: hypergradient.window: given 50, longer than",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES.items())
+def test_bad_file(text, message, tmp_path):
+    write(tmp_path, "digits.yaml", "seed: 1")
+    bad = write(tmp_path, "bad.yaml", text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load([CONFIGS / "digits.yaml", bad])
+    assert "\n" not in str(caught.value)
+
+
+def test_circle_of_two_names_both(tmp_path):
+    write(tmp_path, "a.yaml", "_base_: [b.yaml]")
+    b = write(tmp_path, "b.yaml", "_base_: [a.yaml]")
+    with pytest.raises(ValueError, match=re.escape("goes in a circle: b.yaml -> a.yaml -> b.yaml")):
+        load([b])
+
+
+def test_missing_file_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"Our_HDLR\.yaml: cannot be read .*; did you mean .*Ours_HDLR\.yaml\?"
+    ):
+        load([CONFIGS / "Our_HDLR.yaml"])
+
+
+def test_contradiction_names_every_file(tmp_path):
+    mine = write(tmp_path, "mine.yaml", "inner: {steps_per_update: 4}")
+    with pytest.raises(
+        ValueError, match=r"DiffThroughOpt\.yaml, .*mine\.yaml: hypergradient\.window: given 5"
+    ):
+        load([CONFIGS / "digits.yaml", CONFIGS / "DiffThroughOpt.yaml", mine])
