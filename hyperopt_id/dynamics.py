@@ -17,7 +17,7 @@ given are then lifted, losses are [R], and the sum over runs is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,29 +84,44 @@ def make_dynamics(
     """Φ from its parts. `thin` reduces a batch to the rows that Hessian-vector products use (default: all)."""
 
     def step(z: TrainState, hyper: Hyperparameters, batch: Batch) -> tuple[TrainState, Metrics]:
-        slopes, value, (buffers, metrics), _ = gradient(lambda w: loss(w, z.buffers, batch), z.params)
-        params, state = rule.update(z.params, slopes, z.state, hyper)
-        return TrainState(params, buffers, state), {**metrics, "loss": value}
+        here = gradient(lambda w: loss(w, z.buffers, batch), trees.variables(z.params))
+        params, state = rule.update(z.params, here.value, z.state, hyper)
+        buffers, metrics = here.auxiliary
+        return TrainState(params, buffers, state), {**metrics, "loss": here.loss}
 
     def linearize(z: TrainState, raw: Params, batch: Batch) -> Linearization:
+        few = batch if thin is None else thin(batch)
         whole = lambda w: loss(w, z.buffers, batch)  # noqa: E731
-        thinned = whole
-        if thin is not None:
-            few = thin(batch)
-            thinned = lambda w: loss(w, z.buffers, few)  # noqa: E731
-        at = curvature(whole, thinned, z.params)
-        buffers, metrics = at.auxiliary
-        update = _Update(rule, constrain, z, at.value, raw, tuned(raw))
-        z_next = TrainState(update.params, buffers, update.state)
+        thinned = whole if thin is None else lambda w: loss(w, z.buffers, few)
+        params, state, learned = (trees.variables(tree) for tree in (z.params, z.state, tuned(raw)))
+        here = curvature(whole, thinned, params)
+        with torch.enable_grad():
+            after = rule.update(params, here.value, state, constrain({**raw, **learned}, params))
+        buffers, metrics = here.auxiliary
+        new_params, new_state = trees.detach(after)
 
         def pull_state(v: Cotangent) -> Cotangent:
-            v_params, v_gradient, v_state = update.pull(v)
-            return Cotangent(trees.add(v_params, at.product(v_gradient)), v_state)
+            if v.state is None:
+                return Cotangent(_pull(after, v, params), None)
+            pulled = _pull(after, v, (params, state))
+            return Cotangent(*pulled)
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
-            return update.push(dz, at.product(dz.params), draw)
+            def apply(*point: Any) -> tuple[Params, State]:
+                return rule.update(*point[:3], constrain({**raw, **point[3]}, point[0]))
 
-        return Linearization(z_next, {**metrics, "loss": at.loss}, pull_state, update.pull_raw, push)
+            point = tuple(trees.detach(part) for part in (params, here.value, state, learned))
+            dslopes = _pull((here.value,), Cotangent(dz.params, None), params)  # H is symmetric
+            dstate = trees.zeros(z.state) if dz.state is None else dz.state
+            return Cotangent(*torch.func.jvp(apply, point, (dz.params, dslopes, dstate, draw))[1])
+
+        return Linearization(
+            TrainState(new_params, buffers, new_state),
+            {**metrics, "loss": here.loss},
+            pull_state,
+            lambda v: _pull(after, v, learned),
+            push,
+        )
 
     def pull(z: TrainState, raw: Params, batch: Batch, v: Cotangent) -> tuple[Cotangent, Params]:
         here = linearize(z, raw, batch)
@@ -115,53 +130,23 @@ def make_dynamics(
     return Dynamics(constrain, step, linearize, pull, tuned)
 
 
-class _Update:
-    """The rule's part U of Φ, recorded once at (w, g, s, raw): elementwise and cheap, it holds no Hessian."""
-
-    def __init__(self, rule: UpdateRule, constrain: Any, z: TrainState, slopes: Params, raw: Params, tuned: Params):
-        def apply(params: Params, gradients: Params, state: State, learned: Params) -> tuple[Params, State]:
-            return rule.update(params, gradients, state, constrain({**raw, **learned}, params))
-
-        self._apply = apply
-        self._point = tuple(trees.variables(part) for part in (z.params, slopes, z.state, tuned))
-        with torch.enable_grad():
-            self._output = apply(*self._point)
-        self.params, self.state = trees.detach(self._output)
-
-    def _vector_jacobian(self, v: Cotangent, inputs: list[Tensor]) -> list[Tensor]:
-        outputs, forms = list(self._output[0].values()), list(v.params.values())
-        if v.state is not None:
-            pairs = zip(trees.leaves(self._output[1]), trees.leaves(v.state), strict=True)
-            moving = [(out, form) for out, form in pairs if out.requires_grad]
-            outputs, forms = outputs + [out for out, _ in moving], forms + [form for _, form in moving]
-        return list(
-            torch.autograd.grad(
-                outputs, inputs, forms, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-
-    def pull(self, v: Cotangent) -> tuple[Params, Params, State | None]:
-        """v·∂U/∂(w, g, s); the state's part only where v has one."""
-        params, slopes, state, _ = self._point
-        state_leaves = [] if v.state is None else trees.leaves(state)
-        parts = self._vector_jacobian(v, [*params.values(), *slopes.values(), *state_leaves])
-        n = len(params)
-        pulled_state = None if v.state is None else trees.like(state, parts[2 * n :])
-        return dict(zip(params, parts[:n], strict=True)), dict(zip(params, parts[n : 2 * n], strict=True)), pulled_state
-
-    def pull_raw(self, v: Cotangent) -> Params:
-        """v·∂U/∂raw over the tuned entries."""
-        learned = self._point[3]
-        if not learned:
-            return {}
-        return dict(zip(learned, self._vector_jacobian(v, list(learned.values())), strict=True))
-
-    def push(self, dz: Cotangent, dslopes: Params, draw: Params) -> Cotangent:
-        """∂U·(dw, dg, ds, draw)."""
-        point = tuple(trees.detach(part) for part in self._point)
-        dstate = trees.zeros(point[2]) if dz.state is None else dz.state
-        _, tangent = torch.func.jvp(self._apply, point, (dz.params, dslopes, dstate, draw))
-        return Cotangent(*tangent)
+def _pull(outputs: Sequence[trees.Tree], v: Cotangent, inputs: trees.Tree) -> trees.Tree:
+    """v·∂outputs/∂inputs over a recorded graph, which is kept."""
+    forms = [*trees.leaves(v.params), *trees.leaves(v.state)]
+    pairs = zip(trees.leaves(outputs[: 1 if v.state is None else 2]), forms, strict=True)
+    moving = [(output, form) for output, form in pairs if output.requires_grad]
+    targets = trees.leaves(inputs)
+    if not targets or not moving:
+        return trees.zeros(inputs)
+    slopes = torch.autograd.grad(
+        [output for output, _ in moving],
+        targets,
+        [form for _, form in moving],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return trees.like(inputs, slopes)
 
 
 def objective_cotangent(

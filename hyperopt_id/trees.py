@@ -1,8 +1,9 @@
-"""Algebra on trees: nested dicts, lists and tuples whose leaves are tensors.
+"""Algebra on trees: nested dicts, lists and (named) tuples whose leaves are tensors.
 
 Trees of one structure form a vector space; every function here is pure and works leaf by leaf. Leaves may carry a
-leading axis of R independent runs, which `stack`, `unstack`, `take` and `where` act on. This is the only file that
-touches torch's pytree module.
+leading axis of R independent runs, which `stack`, `unstack`, `take` and `where` act on. What is neither container nor
+tensor (None, a string) is static and travels along. The recursion is written out, for it runs several times in every
+training step, and torch's general pytree module takes as long as the arithmetic of a small model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,23 +11,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-Tree = Any  # a nested dict, list or (named) tuple of tensors; `None` and strings are static and travel along
-
-
-def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda leaf, *others: function(leaf, *others) if isinstance(leaf, Tensor) else leaf
+Tree = Any
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - read as `trees.map`
-    """Apply `function` to corresponding tensor leaves; what is no tensor is taken from the first tree."""
-    return pytree.tree_map(_on_tensors(function), tree, *others)
+    """Apply `function` to corresponding tensor leaves; what is static is taken from the first tree."""
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if isinstance(tree, dict):
+        return {key: map(function, value, *[other[key] for other in others]) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [map(function, *same) for same in zip(tree, *others, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
 
 
 def leaves(tree: Tree) -> list[Tensor]:
     """The tensor leaves in a fixed order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    return [leaf for branch in tree for leaf in leaves(branch)]
 
 
 def like(tree: Tree, tensors: Iterable[Tensor]) -> Tree:
@@ -37,7 +46,12 @@ def like(tree: Tree, tensors: Iterable[Tensor]) -> Tree:
 
 def axes(tree: Tree) -> Tree:
     """`in_dims` of `torch.vmap` for a tree whose tensors all have the leading axis R."""
-    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
+    if isinstance(tree, dict):
+        return {key: axes(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [axes(branch) for branch in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return 0 if isinstance(tree, Tensor) else None
 
 
 def zeros(tree: Tree) -> Tree:

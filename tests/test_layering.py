@@ -21,8 +21,8 @@ LAYERS = (  # a name stands for a module, for the files of a package, and for si
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
 HOMES = {  # library: the only places that may import it
     "yaml": ("hyperopt_id/config",),
-    "tensorboard": ("hyperopt_id/telemetry/", "hyperopt_id/analysis/load.py"),
-    "torch.utils.tensorboard": ("hyperopt_id/telemetry/", "hyperopt_id/analysis/load.py"),
+    "tensorboard": ("hyperopt_id/telemetry/events.py", "hyperopt_id/analysis/load.py"),
+    "torch.utils.tensorboard": (),
     "torch.utils._pytree": ("hyperopt_id/trees.py",),
     "torch.utils.pytree": ("hyperopt_id/trees.py",),
     "ray": ("baselines/", "scripts/"),

@@ -32,7 +32,10 @@ CONFIG = {
 def values(runs: int, update: int) -> dict[str, Any]:
     """What a run reports: losses, a shared number, and hyperparameters of all three granularities."""
     generator = torch.Generator().manual_seed(update)
-    draw = lambda *shape: torch.rand(runs, *shape, generator=generator)  # noqa: E731
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(runs, *shape, generator=generator)
+
     return {
         "loss/train": draw(),
         "loss/validation": draw().double(),

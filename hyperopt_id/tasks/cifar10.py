@@ -97,6 +97,6 @@ def _parse(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{name} is not a batch of CIFAR-10 images ({error})") from error
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
         raise ValueError(
-            f"{name}: needs uint8 images [n, 3072], got {images.dtype} {images.shape} and {len(labels)} labels"
+            f"{name}: needs uint8 images [n, 3072], got {images.dtype} {images.shape}, {len(labels)} labels"
         )
     return images, labels

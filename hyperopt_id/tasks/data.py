@@ -70,7 +70,8 @@ def split_by_position(
         train = both - validation
     if min(train, validation, test) < 1:
         raise ValueError(
-            f"{name}: a split is empty: train {train}, validation {validation}, test {test} rows; each needs at least 1"
+            f"{name}: a split is empty: train {train}, validation {validation}, test {test} rows; "
+            "each needs at least 1"
         )
     if train + validation + test != rows:
         raise ValueError(

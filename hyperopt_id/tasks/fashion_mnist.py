@@ -22,13 +22,15 @@ MIRRORS = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
     "https://fashion-mnist.s3.eu-central-1.amazonaws.com",
 )
-# Of the decompressed content: Debian's gzip files differ from the original ones in their headers (name, time of day).
-CHECKSUMS = {
-    "train-images-idx3-ubyte.gz": "gzip sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte.gz": "gzip sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte.gz": "gzip sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte.gz": "gzip sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+# SHA-256 of the decompressed content: Debian's gzip files differ from the original ones in their headers,
+# which hold a name and a time. With these put back they have the published MD5 sums.
+DIGESTS = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+CHECKSUMS = {name: f"gzip sha256:{digest}" for name, digest in DIGESTS.items()}
 
 
 def fashion_mnist(root: Path, validation_fraction: float | None = None, download: bool = True) -> Dataset:
@@ -68,7 +70,8 @@ def _find(root: Path) -> Path | None:
 def _cure(folder: Path) -> str:
     return (
         f"To provide it yourself: sudo apt-get install {PACKAGE}; or put {', '.join(CHECKSUMS)} "
-        f"(from https://github.com/zalandoresearch/fashion-mnist) into {folder}; --data-root names another data folder."
+        f"(from https://github.com/zalandoresearch/fashion-mnist) into {folder}; "
+        "--data-root names another data folder."
     )
 
 

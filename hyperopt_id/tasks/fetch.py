@@ -66,7 +66,8 @@ def _install(folder: Path, target: Path, files: Sequence[str]) -> None:
                 write_atomically(target / file, iter(lambda: stream.read(CHUNK_BYTES), b""))
     except OSError as error:
         raise ValueError(
-            f"cannot write the data set to {target} ({error.strerror}): choose a writable folder with --data-root"
+            f"cannot write the data set to {target} ({error.strerror}): "
+            "choose a writable folder with --data-root"
         ) from error
 
 
@@ -146,8 +147,8 @@ def read_verified(path: Path, checksum: str) -> bytes:
     if actual != expected:
         what = "content" if zipped else "file"
         raise ValueError(
-            f"{path} is corrupt: the {algorithm.upper()} checksum of its {what} should be {expected}, but it is {actual}; "
-            "delete the file and start again to fetch it anew"
+            f"{path} is corrupt: the {algorithm.upper()} checksum of its {what} should be {expected}, "
+            f"but it is {actual}; delete the file and start again to fetch it anew"
         )
     return content
 

@@ -35,7 +35,7 @@ class FunctionalModule:
     roles: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        module = stateless_dropout(copy.deepcopy(self.factory())).to(self.device, self.dtype)
+        module = stateless_dropout(self._build(0))
         object.__setattr__(self, "training", Template(copy.deepcopy(module).train()))
         object.__setattr__(self, "evaluation", Template(module.eval()))
         object.__setattr__(self, "roles", dict(getattr(module, "roles", {})))
@@ -43,12 +43,15 @@ class FunctionalModule:
     def init(self, seed: int) -> tuple[Tensors, Tensors]:
         """(params, buffers), drawn by the module's own initialization on the CPU; the global generators of
         the caller are left as they were."""
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would also reseed the CUDA generators, which fork_rng leaves alone here.
-            torch.default_generator.manual_seed(seed)
-            module = copy.deepcopy(self.factory()).to(self.device, self.dtype)
+        module = self._build(seed)
         params = {name: value.detach().clone() for name, value in module.named_parameters()}
         return params, {name: value.detach().clone() for name, value in persistent_buffers(module)}
+
+    def _build(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would also reseed the CUDA generators, which are not forked here.
+            torch.default_generator.manual_seed(seed)
+            return copy.deepcopy(self.factory()).to(self.device, self.dtype)
 
     def train(self, params: Tensors, buffers: Tensors, seed: Tensor, *arguments: Any) -> tuple[Any, Tensors]:
         """Training mode: outputs and updated buffers. Buffers are copied first, since BatchNorm writes in

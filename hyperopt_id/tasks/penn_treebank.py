@@ -72,7 +72,10 @@ def _folder(root: Path, download: bool) -> Path:
         if all((root / place / name).is_file() for name in CHECKSUMS):
             return root / place
     folder = root / PLACES[0]
-    cure = f"To provide it yourself: put {', '.join(CHECKSUMS)} (Mikolov's simple-examples, data folder) into {folder}."
+    cure = (
+        f"To provide it yourself: put {', '.join(CHECKSUMS)} (Mikolov's simple-examples, data folder) "
+        f"into {folder}."
+    )
     fetch("Penn Treebank", folder, CHECKSUMS, (web(MIRROR),) if download else (), cure)
     for name, checksum in CHECKSUMS.items():
         read_verified(folder / name, checksum)
@@ -104,8 +107,9 @@ class Streams:
         for split, (first, last) in bounds.items():
             if last - first < length + 1:
                 raise ValueError(
-                    f"the {split} text has {last - first} words in each of {width} streams, a batch of length {length} needs "
-                    f"{length + 1}: take fewer streams (batch_size), a smaller length or more text"
+                    f"the {split} text has {last - first} words in each of {width} streams, "
+                    f"a batch of length {length} needs {length + 1}: "
+                    "take fewer streams (batch_size), a smaller length or more text"
                 )
         return Streams(table.reshape(-1).to(device), width, length, bounds | {"train+validation": (0, rows)})
 

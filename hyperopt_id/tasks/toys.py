@@ -1,8 +1,9 @@
 """Two analytic tasks: every quantity an engine computes has a closed form here.
 
-noisy quadratic   L(w) = ½ (w - c)ᵀ A (w - c),   c = w* + σ n,   n ~ N(0, I) anew in every training
-batch ridge regression  L(w) = mean (x·w - y)²,  with weight decay ξ in the update rule:  w*(ξ) = (H + ξ
-I)⁻¹ 2 Xᵀy / n
+    noisy quadratic   L(w) = ½ (w - c)ᵀ A (w - c),   c = w* + σ n
+    ridge regression  L(w) = mean (x·w - y)²,   w*(ξ) = (H + ξ I)⁻¹ 2 Xᵀy / n
+
+n ~ N(0, I) anew in every training batch; ξ is the weight decay of the update rule.
 """
 
 from collections.abc import Sequence

@@ -52,7 +52,8 @@ def uci(root: Path, name: str, validation_fraction: float | None = None, downloa
     table, path = _table(Path(root), source)
     if table.shape[1] != source.features + 1:
         raise ValueError(
-            f"{path}: has {table.shape[1]} columns, {source.folder} needs {source.features} features and the target"
+            f"{path}: has {table.shape[1]} columns, "
+            f"{source.folder} needs {source.features} features and the target"
         )
     splits = split_by_position(source.splits, len(table), str(path), validation_fraction)
     return regression(table, splits)
@@ -65,9 +66,10 @@ def _table(root: Path, source: Source) -> tuple[np.ndarray, Path]:
         if (folder / "data.pt").is_file() and (folder / "targets.pt").is_file():
             return _tensors(folder), folder / "data.pt"
     raise ValueError(
-        f"{source.folder} is not there: needs {root / source.folder / 'data.csv'} (no header, {source.features} feature "
-        f"columns, then the target, {sum(source.splits)} rows in the study's order) or data.pt and targets.pt in that folder; "
-        f"public source: {source.home}; --data-root or the environment variable HYPEROPT_ID_DATA names the folder of data sets"
+        f"{source.folder} is not there: needs {root / source.folder / 'data.csv'} (no header, "
+        f"{source.features} feature columns, then the target, {sum(source.splits)} rows in the study's "
+        f"order) or data.pt and targets.pt in that folder; public source: {source.home}; "
+        "--data-root or the environment variable HYPEROPT_ID_DATA names the folder of data sets"
     )
 
 

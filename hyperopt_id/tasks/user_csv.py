@@ -42,8 +42,8 @@ def _classes(path: Path, targets: np.ndarray) -> np.ndarray:
     if not (classes == targets).all() or classes.min() != 0 or len(np.unique(classes)) != classes.max() + 1:
         shown = ", ".join(f"{value:g}" for value in np.unique(targets)[:8])
         raise ValueError(
-            f"{path}: loss cross_entropy needs classes 0, 1, ..., C-1 in the last column, each at least once; found {shown}"
-            + (", ..." if len(np.unique(targets)) > 8 else "")
+            f"{path}: loss cross_entropy needs classes 0, 1, ..., C-1 in the last column, "
+            f"each at least once; found {shown}" + (", ..." if len(np.unique(targets)) > 8 else "")
         )
     return classes
 

@@ -58,7 +58,7 @@ class Telemetry:
             opened.enter_context(self._metrics)
             last = keep_until(self._metrics, -1 if resume_at is None else resume_at)
             if resume_at is None:
-                (self.directory / "config.yaml").write_text(config_text)
+                (self.directory / "config.yaml").write_text(config_text, encoding="utf-8")
             environment = describe_environment(self.directory, device)
             write_json(self.directory / "environment.json", environment)
             self._progress = Progress(progress, total, resume_at or 0, self.directory / "log.txt")

@@ -40,7 +40,7 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, unit="update", dynamic_ncols=True) if with_bar else None
         self._level_before = logger.level
         logger.setLevel(logging.INFO)
-        file, console = logging.FileHandler(log_file), _ConsoleHandler()
+        file, console = logging.FileHandler(log_file, encoding="utf-8"), _ConsoleHandler()
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         console.setLevel(logging.WARNING if mode == "none" else logging.INFO)
         self._handlers = [file, console]

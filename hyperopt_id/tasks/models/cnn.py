@@ -1,6 +1,8 @@
 """A small convolutional network with BatchNorm.
 
-h_i = relu(norm(conv3x3(h_{i-1}, stride 2))),   y = W · mean over positions(h) + b
+    h_i = relu(norm(conv3x3(h_{i-1}, stride 2))),   y = W · mean over positions(h) + b
+
+Strides instead of pooling: every layer is smooth but for the relu.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """Multilayer perceptron.
 
-h_0 = x,   h_i = dropout(φ(norm_i(W_i h_{i-1} + b_i))),   y = W_L h_{L-1} + b_L
+    h_0 = x,   h_i = dropout(φ(norm_i(W_i h_{i-1} + b_i))),   y = W_L h_{L-1} + b_L
+
+Normalization and dropout are optional.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """ResNet-18 (He et al. 2015, arXiv 1512.03385), layout and parameter names of torchvision's `resnet18`.
 
-y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))
+    y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))
+
+Eight such blocks between a 7 × 7 convolution and a linear layer.
 """
 
 import torch.nn.functional as F

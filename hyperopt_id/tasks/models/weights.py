@@ -26,13 +26,14 @@ def load_weights(path: Path | str, params: Tensors, buffers: Tensors) -> tuple[T
     unknown = [name for name in arrays if name not in known]
     if missing or unknown:
         raise ValueError(
-            f"init_from: {path} does not fit the model: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; "
-            f"the model has {list(known)}"
+            f"init_from: {path} does not fit the model: "
+            f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; the model has {list(known)}"
         )
     for name, array in arrays.items():
         if array.shape != tuple(known[name].shape):
             raise ValueError(
-                f"init_from: {path}: {name} has shape {array.shape}, the model needs {tuple(known[name].shape)}"
+                f"init_from: {path}: {name} has shape {array.shape}, "
+                f"the model needs {tuple(known[name].shape)}"
             )
 
     def given(tensors: Tensors) -> Tensors:
