@@ -127,12 +127,17 @@ def choose(loss: Loss, params: Params) -> tuple[Curvature, str]:
     one-sided finite differences."""
     variables = trees.variables(params)
     try:
-        slopes = list(exact(loss, loss, variables).value.values())
-        attached = [slope for slope in slopes if slope.requires_grad]
+        slopes = exact(loss, loss, variables).value
+        attached = [slope for slope in slopes.values() if slope.requires_grad]
         if attached:
             weights = [torch.ones_like(slope) for slope in attached]
             torch.autograd.grad(attached, list(variables.values()), weights, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
+        return finite_difference(), f"finite differences, for the loss has no second derivative ({reason})"
+    # A backward pass that is not recorded gives no error where its cotangent is a constant, just a wrong zero.
+    elsewhere = gradient(loss, trees.map(lambda w: (w.detach() + 0.01).requires_grad_(), params)).value
+    if any(not slope.requires_grad and not torch.equal(slope, elsewhere[k]) for k, slope in slopes.items()):
+        reason = "its gradient varies, but is not recorded"
         return finite_difference(), f"finite differences, for the loss has no second derivative ({reason})"
     return exact, "exact, for the loss can be differentiated twice"

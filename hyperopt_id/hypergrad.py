@@ -126,19 +126,37 @@ def forward(window: int) -> Engine:
     def call(
         dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
     ) -> Outcome:
-        tuned = dynamics.tuned(raw)
-        basis = {key: {k: torch.ones_like(x) if k == key else torch.zeros_like(x) for k, x in tuned.items()} for key in tuned}
-        tangents = dict.fromkeys(basis, Cotangent(trees.zeros(z.params), trees.zeros(z.state)))
-        metrics = []
+        tuned, metrics = dynamics.tuned(raw), []
+        units, tangents = [], []
         for batch in batches:
             here = dynamics.linearize(z, raw, batch)
-            tangents = {key: here.push(tangent, basis[key]) for key, tangent in tangents.items()}
+            if not metrics:
+                units = _units(tuned, here.metrics["loss"].ndim)
+                tangents = [Cotangent(trees.zeros(z.params), trees.zeros(z.state)) for _ in units]
+            tangents = [here.push(tangent, unit) for tangent, unit in zip(tangents, units, strict=True)]
             z, metrics = here.z_next, [*metrics, here.metrics]
-        value, v, direct = _cotangent(dynamics, objective, z, raw, target)
-        total = {key: direct[key] + trees.inner(v.params, tangents[key].params, value.ndim) for key in tuned}
+        value, v, total = _cotangent(dynamics, objective, z, raw, target)
+        for tangent, unit in zip(tangents, units, strict=True):
+            slope = trees.inner(v.params, tangent.params, value.ndim)
+            total = {k: torch.addcmul(total[k], unit[k], _broadcast(slope, unit[k])) for k in total}
         return Outcome(z, metrics, value, total)
 
     return Engine(window, call, traceable=False)
+
+
+def _units(tuned: Params, run_axes: int) -> list[Params]:
+    """A tangent of raw for every tuned number: 1 there, in all runs alike, and 0 elsewhere."""
+    units = []
+    for key, value in tuned.items():
+        flat = torch.zeros_like(value).reshape(value.shape[:run_axes] + (-1,))
+        for position in range(flat.shape[-1]):
+            unit = flat.index_fill(-1, torch.tensor(position, device=flat.device), 1.0).reshape(value.shape)
+            units.append({**trees.zeros(tuned), key: unit})
+    return units
+
+
+def _broadcast(per_run: Tensor, leaf: Tensor) -> Tensor:
+    return per_run.reshape(per_run.shape + (1,) * (leaf.ndim - per_run.ndim))
 
 
 def _check_window(window: int) -> None:

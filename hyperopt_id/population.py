@@ -111,7 +111,8 @@ def make_update(
             hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
             moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
             raw = project({**raw, **moved})
-            usable = trees.finite(outcome.hypergradient, run_axes)
+            # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
+            usable = torch.isfinite(trees.squared_norm(outcome.hypergradient, run_axes))
         return Proposal(
             outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, sound, usable
         )

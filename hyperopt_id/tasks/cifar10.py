@@ -42,7 +42,7 @@ def cifar10(
     targets in 0..9; 45000 / 5000 / 10000 by position. Read from the extracted folder or the archive, in
     `root` or `root`/cifar10; a missing archive is downloaded and checked. `splits` and `checksum` are there
     for small files in the same format."""
-    batches = [_parse(*item) for item in _contents(Path(root), download, checksum)]
+    batches = [_parse(*item) for item in _contents(locate(Path(root), download), checksum)]
     images = np.concatenate([image for image, _ in batches])
     targets = np.concatenate([target for _, target in batches])
     bounds = split_by_position(splits, len(images), "CIFAR-10", validation_fraction)
@@ -54,29 +54,32 @@ def cifar10(
     return Dataset(inputs.sub_(mean.float()).div_(deviation.float()), torch.from_numpy(targets), bounds)
 
 
-def _contents(root: Path, download: bool, checksum: str | None) -> list[tuple[str, bytes]]:
-    """(name, bytes) of the six batch files in order."""
+def locate(root: Path, download: bool = True) -> Path:
+    """The extracted folder or else the archive, which is fetched when neither is there."""
     for place in PLACES:
-        folder = root / place / FOLDER
-        if all((folder / name).is_file() for name in BATCHES):
-            return [(str(folder / name), (folder / name).read_bytes()) for name in BATCHES]
-    archive = next(
-        (root / p / ARCHIVE for p in PLACES if (root / p / ARCHIVE).is_file()), root / PLACES[0] / ARCHIVE
-    )
-    if not archive.is_file():
-        cure = f"To provide it yourself: put {ARCHIVE} from {HOME}/cifar.html into {archive.parent}."
-        fetch("CIFAR-10", archive.parent, {ARCHIVE: CHECKSUM}, (web(HOME),) if download else (), cure)
-    return _unpack(archive, read_verified(archive, checksum) if checksum else None)
+        if all((root / place / FOLDER / name).is_file() for name in BATCHES):
+            return root / place / FOLDER
+    for place in PLACES:
+        if (root / place / ARCHIVE).is_file():
+            return root / place / ARCHIVE
+    folder = root / PLACES[0]
+    cure = f"To provide it yourself: put {ARCHIVE} from {HOME}/cifar.html into {folder}."
+    fetch("CIFAR-10", folder, {ARCHIVE: CHECKSUM}, (web(HOME),) if download else (), cure)
+    return folder / ARCHIVE
 
 
-def _unpack(archive: Path, content: bytes | None) -> list[tuple[str, bytes]]:
-    stream = io.BytesIO(archive.read_bytes() if content is None else content)
-    with tarfile.open(fileobj=stream) as tar:
+def _contents(place: Path, checksum: str | None) -> list[tuple[str, bytes]]:
+    """(name, bytes) of the six batch files in order."""
+    if place.is_dir():
+        return [(str(place / name), (place / name).read_bytes()) for name in BATCHES]
+    content = read_verified(place, checksum) if checksum else place.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         members = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
         missing = [name for name in BATCHES if name not in members]
         if missing:
-            raise ValueError(f"{archive} lacks {', '.join(missing)}")
-        return [(f"{archive}:{name}", tar.extractfile(members[name]).read()) for name in BATCHES]  # type: ignore[union-attr]
+            raise ValueError(f"{place} lacks {', '.join(missing)}")
+        files = {name: tar.extractfile(members[name]) for name in BATCHES}
+        return [(f"{place}:{name}", file.read()) for name, file in files.items() if file is not None]
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -7,6 +7,7 @@ columns: / 1
 import csv
 import math
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,10 @@ def read_csv(path: Path) -> np.ndarray:
     with open(path, newline="", encoding="utf-8-sig") as stream:
         header = not any(_is_number(cell) for cell in next(csv.reader(stream), []))
     try:
-        table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, comments=None, quotechar='"')
+        with warnings.catch_warnings(action="ignore"):  # about a file without rows, an error below
+            table = np.loadtxt(
+                path, delimiter=",", skiprows=int(header), ndmin=2, comments=None, quotechar='"'
+            )
         if table.shape[1] >= 2 and np.isfinite(table).all():
             return table
     except ValueError:

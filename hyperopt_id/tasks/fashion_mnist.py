@@ -37,10 +37,7 @@ def fashion_mnist(root: Path, validation_fraction: float | None = None, download
     """Inputs [70000, 784] float32, standardized per pixel with statistics of train + validation (a constant
     pixel is divided by 1); targets [70000] in 0..9; 50000 / 10000 / 10000 by position. A corrupt file, or a
     missing one that no source provides, is a ValueError."""
-    folder = _find(Path(root))
-    if folder is None:
-        folder = Path(root) / FOLDERS[0]
-        fetch("Fashion-MNIST", folder, CHECKSUMS, sources() if download else (), _cure(folder))
+    folder = locate(Path(root), download)
     images, labels, test_images, test_labels = (
         read_idx(read_verified(folder / name, checksum), name) for name, checksum in CHECKSUMS.items()
     )
@@ -51,6 +48,16 @@ def fashion_mnist(root: Path, validation_fraction: float | None = None, download
     return Dataset(_standardize_pixels(pixels, known), torch.from_numpy(targets), splits)
 
 
+def locate(root: Path, download: bool = True) -> Path:
+    """The folder that holds the four files, fetched when they are not there."""
+    for name in FOLDERS:
+        if all((root / name / file).is_file() for file in CHECKSUMS):
+            return root / name
+    folder = root / FOLDERS[0]
+    fetch("Fashion-MNIST", folder, CHECKSUMS, sources() if download else (), _cure(folder))
+    return folder
+
+
 def sources() -> tuple:
     """Where the files may come from, in the order in which they are tried."""
     return (
@@ -58,13 +65,6 @@ def sources() -> tuple:
         debian.downloaded(PACKAGE, SHARE),
         *(web(url) for url in MIRRORS),
     )
-
-
-def _find(root: Path) -> Path | None:
-    for name in FOLDERS:
-        if all((root / name / file).is_file() for file in CHECKSUMS):
-            return root / name
-    return None
 
 
 def _cure(folder: Path) -> str:

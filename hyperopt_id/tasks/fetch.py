@@ -55,7 +55,8 @@ def fetch(
             say(f"{name}: {len(checksums)} files from {source.label} are in {target}, checksums right")
             return
     tried = "".join(f"\n  - {failure}" for failure in failures)
-    raise ValueError(f"{name} is not in {target} and no source could provide it:{tried}\n{cure}")
+    why = f"no source could provide it:{tried}\n" if sources else "downloading is switched off. "
+    raise ValueError(f"{name} is not in {target} and {why}{cure}")
 
 
 def _install(folder: Path, target: Path, files: Sequence[str]) -> None:

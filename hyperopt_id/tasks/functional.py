@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from hyperopt_id.tasks.models.layers import Dropout
 
@@ -121,4 +122,11 @@ def stateless_dropout(module: nn.Module) -> nn.Module:
             setattr(parent, name.rpartition(".")[2], Dropout(part.p))
     for number, part in enumerate(part for part in module.modules() if isinstance(part, Dropout)):
         part.stream = number
+    for name, part in module.named_modules():
+        hidden = isinstance(part, nn.MultiheadAttention | nn.RNNBase) and part.dropout > 0
+        if hidden or (isinstance(part, _DropoutNd) and part.p > 0):
+            raise ValueError(
+                f"{name or 'the model'} ({type(part).__name__}) draws dropout from a global generator, so a step could "
+                "not be repeated: use nn.Dropout layers, which are replaced by a stateless one, or no dropout there"
+            )
     return module

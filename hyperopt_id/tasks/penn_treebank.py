@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.fetch import fetch, read_verified, web
+from hyperopt_id.tasks.fetch import fetch, web
 from hyperopt_id.tasks.functional import FunctionalModule, Tensors
 from hyperopt_id.tasks.sampling import batch_seeds, sample_size, split_code
 from hyperopt_id.tasks.task import Batch, Metrics, Task
@@ -53,7 +53,7 @@ def penn_treebank(
 
     Files: <root>/penn_treebank/ptb.{train,valid,test}.txt, downloaded when they are missing.
     """
-    folder = _folder(Path(root), download)
+    folder = locate(Path(root), download)
     words = [
         (folder / name).read_text(encoding="utf-8").replace("\n", " <eos> ").split() for name in CHECKSUMS
     ]
@@ -67,7 +67,8 @@ def penn_treebank(
     return language_task(streams, lambda: module_factory(len(vocabulary)), dtype)
 
 
-def _folder(root: Path, download: bool) -> Path:
+def locate(root: Path, download: bool = True) -> Path:
+    """The folder that holds the three texts, fetched when they are not there."""
     for place in PLACES:
         if all((root / place / name).is_file() for name in CHECKSUMS):
             return root / place
@@ -77,8 +78,6 @@ def _folder(root: Path, download: bool) -> Path:
         f"into {folder}."
     )
     fetch("Penn Treebank", folder, CHECKSUMS, (web(MIRROR),) if download else (), cure)
-    for name, checksum in CHECKSUMS.items():
-        read_verified(folder / name, checksum)
     return folder
 
 
@@ -104,19 +103,27 @@ class Streams:
         rows = len(known) // width
         border = rows - round(fraction * rows)
         bounds = {"train": (0, border), "validation": (border, rows), "test": (rows, len(table))}
-        for split, (first, last) in bounds.items():
-            if last - first < length + 1:
-                raise ValueError(
-                    f"the {split} text has {last - first} words in each of {width} streams, "
-                    f"a batch of length {length} needs {length + 1}: "
-                    "take fewer streams (batch_size), a smaller length or more text"
-                )
-        return Streams(table.reshape(-1).to(device), width, length, bounds | {"train+validation": (0, rows)})
+        bounds |= {"train+validation": (0, rows)}
+        streams = Streams(table.reshape(-1).to(device), width, length, bounds)
+        for split in bounds:
+            streams.require_rows(split, length + 1 if split == "train" else 2)
+        return streams
+
+    def require_rows(self, split: str, least: int) -> None:
+        """Raise a ValueError where a split is too short."""
+        first, last = self.bounds[split]
+        if last - first < least:
+            raise ValueError(
+                f"the {split} text has {last - first} words in each of {self.width} streams, "
+                f"{least} are needed (batches of length {self.length}): "
+                "take fewer streams, a smaller length or more text"
+            )
 
     def batches(self, split: str, seeds: Sequence[int], start: int, steps: int) -> Batch:
         """Positions in `tokens`: index [T, R, S, width], seed [T, R]. The last batch of an epoch reaches
         back so that it has S rows too."""
         split_code(split)
+        self.require_rows(split, self.length + 1)
         first, last = self.bounds[split]
         per_epoch = math.ceil((last - first - 1) / self.length)
         numbers = torch.arange(start, start + steps) % per_epoch

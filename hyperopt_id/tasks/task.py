@@ -70,6 +70,7 @@ def supervised(
     sampler = RowSampler.create(dataset, batch_size)
     module = FunctionalModule(module_factory, dataset.targets.device, dataset.dtype)
     criterion_function = LOSSES[criterion]
+    _check_fit(module, dataset, criterion)
 
     def loss(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensors, Metrics]]:
         inputs, targets = sampler.rows(batch)
@@ -94,6 +95,31 @@ def supervised(
         return totals
 
     return Task(module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
+
+
+@torch.no_grad()
+def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> None:
+    """Raise a ValueError where the module does not take the inputs or its outputs do not suit the targets."""
+    shape = list(dataset.inputs.shape[1:])
+    targets = dataset.targets[:2]
+    try:
+        outputs = module.evaluation.module(dataset.inputs[:2])
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"the model does not take the data's inputs, of shape {shape} each: {error}"
+        ) from error
+    given = list(outputs.shape[1:])
+    if criterion == "mse" and outputs.numel() != targets.numel():
+        needed = list(targets.shape[1:]) or [1]
+        raise ValueError(f"mse: outputs of the model have shape {given} each, the targets need {needed}")
+    if criterion == "cross_entropy":
+        classes = 0 if targets.is_floating_point() else int(dataset.targets.max()) + 1
+        if not classes:
+            raise ValueError("cross_entropy needs integer targets, these are real numbers: use mse")
+        if len(given) != 1 or given[0] < classes:
+            raise ValueError(
+                f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]"
+            )
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

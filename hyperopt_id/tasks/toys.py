@@ -6,6 +6,7 @@
 n ~ N(0, I) anew in every training batch; ξ is the weight decay of the update rule.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def noisy_quadratic(
     """Eigenvalues of A from 1/condition to 1, geometrically spaced, in a random basis."""
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64))
-    eigenvalues = torch.logspace(-torch.tensor(condition).log10().item(), 0.0, dimension, dtype=torch.float64)
+    eigenvalues = torch.logspace(-math.log10(condition), 0.0, dimension, dtype=torch.float64)
     hessian = (basis * eigenvalues @ basis.T).to(device, dtype)
     optimum = torch.randn(dimension, generator=generator, dtype=torch.float64).to(device, dtype)
 

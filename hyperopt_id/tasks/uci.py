@@ -49,7 +49,8 @@ def uci(root: Path, name: str, validation_fraction: float | None = None, downloa
     if name not in SOURCES:
         raise ValueError(f"unknown UCI data set {name!r}: use one of {', '.join(SOURCES)}")
     source = SOURCES[name]
-    table, path = _table(Path(root), source)
+    path = locate(Path(root), source)
+    table = read_csv(path) if path.suffix == ".csv" else _tensors(path)
     if table.shape[1] != source.features + 1:
         raise ValueError(
             f"{path}: has {table.shape[1]} columns, "
@@ -59,12 +60,13 @@ def uci(root: Path, name: str, validation_fraction: float | None = None, downloa
     return regression(table, splits)
 
 
-def _table(root: Path, source: Source) -> tuple[np.ndarray, Path]:
+def locate(root: Path, source: Source) -> Path:
+    """`data.csv` or, beside its `targets.pt`, `data.pt`; a ValueError where neither is there."""
     for folder in _folders(root, source.folder):
         if (folder / "data.csv").is_file():
-            return read_csv(folder / "data.csv"), folder / "data.csv"
+            return folder / "data.csv"
         if (folder / "data.pt").is_file() and (folder / "targets.pt").is_file():
-            return _tensors(folder), folder / "data.pt"
+            return folder / "data.pt"
     raise ValueError(
         f"{source.folder} is not there: needs {root / source.folder / 'data.csv'} (no header, "
         f"{source.features} feature columns, then the target, {sum(source.splits)} rows in the study's "
@@ -82,18 +84,17 @@ def _folders(root: Path, folder: str) -> Iterator[Path]:
         )
 
 
-def _tensors(folder: Path) -> np.ndarray:
-    """The published code's pair of tensor files as one table."""
+def _tensors(path: Path) -> np.ndarray:
+    """The published code's pair of tensor files (`path` and targets.pt beside it) as one table."""
     try:
-        inputs, targets = (
-            torch.load(folder / f, weights_only=True, map_location="cpu") for f in ("data.pt", "targets.pt")
-        )
+        files = (path, path.with_name("targets.pt"))
+        inputs, targets = (torch.load(file, weights_only=True, map_location="cpu") for file in files)
         table = torch.cat([inputs.double(), targets.double().reshape(len(inputs), -1)], dim=1).numpy()
     except Exception as error:
         raise ValueError(
-            f"{folder}: data.pt and targets.pt are not tensors with one row per example ({error})"
+            f"{path} and targets.pt are not tensors with one row per example ({error})"
         ) from error
     rows, columns = np.nonzero(~np.isfinite(table))
     if len(rows):
-        raise ValueError(f"{folder}: row {rows[0] + 1}, column {columns[0] + 1} is not a finite number")
+        raise ValueError(f"{path}: row {rows[0] + 1}, column {columns[0] + 1} is not a finite number")
     return table

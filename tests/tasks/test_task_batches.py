@@ -127,8 +127,6 @@ def test_a_hash_of_several_words_is_fixed_for_ever():
     assert random_bits(torch.tensor(7), 0, 3).tolist() == [1673089467, 1083227024, 3342026971]
 
 
-
-
 def test_random_bits_are_uniform_and_streams_uncorrelated():
     seeds = torch.from_numpy(hash64_grid(range(64), 0, 0, 1))[0]
     bits = torch.stack([vmap(lambda s, n=n: random_bits(s, n, 1000))(seeds) for n in (0, 1)]).double() / 2**32
@@ -136,7 +134,9 @@ def test_random_bits_are_uniform_and_streams_uncorrelated():
     assert bits.max() < 1
     assert bits.mean().item() == pytest.approx(0.5, abs=5e-3)
     assert bits.var().item() == pytest.approx(1 / 12, rel=2e-2)
-    pairs = torch.stack([bits[0].flatten(), bits[1].flatten(), bits[0].roll(1, 0).flatten(), bits[0].roll(1, 1).flatten()])
+    pairs = torch.stack(
+        [bits[0].flatten(), bits[1].flatten(), bits[0].roll(1, 0).flatten(), bits[0].roll(1, 1).flatten()]
+    )
     assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.02
 
 

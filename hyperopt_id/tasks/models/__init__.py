@@ -2,11 +2,22 @@
 parameter in plain data (`module.roles`)."""
 
 from hyperopt_id.tasks.models.cnn import cnn
-from hyperopt_id.tasks.models.layers import ACTIVATIONS, Dropout
+from hyperopt_id.tasks.models.layers import ACTIVATIONS, Dropout, image_shape, pieces
 from hyperopt_id.tasks.models.lstm import lstm
 from hyperopt_id.tasks.models.mlp import mlp
 from hyperopt_id.tasks.models.resnet import resnet18
 from hyperopt_id.tasks.models.transformer import transformer
 from hyperopt_id.tasks.models.weights import load_weights
 
-__all__ = ["ACTIVATIONS", "Dropout", "cnn", "load_weights", "lstm", "mlp", "resnet18", "transformer"]
+__all__ = [
+    "ACTIVATIONS",
+    "Dropout",
+    "cnn",
+    "image_shape",
+    "load_weights",
+    "lstm",
+    "mlp",
+    "pieces",
+    "resnet18",
+    "transformer",
+]

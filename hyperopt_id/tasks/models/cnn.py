@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import roles_of
+from hyperopt_id.tasks.models.layers import image_shape, roles_of
 
 
 class CNN(nn.Module):
@@ -18,12 +18,10 @@ class CNN(nn.Module):
 
     def __init__(self, image: Sequence[int], channels: Sequence[int], classes: int) -> None:
         super().__init__()
-        if len(image) != 3 or not channels:
-            raise ValueError(
-                f"cnn needs image [channels, height, width] and widths, got {list(image)}, {list(channels)}"
-            )
-        self.image = tuple(image)
-        widths = [image[0], *channels]
+        if not channels:
+            raise ValueError("cnn needs channels: the width of each layer")
+        self.image = image_shape(image)
+        widths = [self.image[0], *channels]
         # No bias before BatchNorm: it would have no effect.
         self.convolutions = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
@@ -42,5 +40,6 @@ class CNN(nn.Module):
 
 
 def cnn(image: Sequence[int] = (1, 28, 28), channels: Sequence[int] = (16, 32), classes: int = 10) -> CNN:
-    """`image`: [channels, height, width] of the inputs; `channels`: the width of each layer."""
+    """`image`: [channels, height, width] of the inputs, or [pixels] of flattened square images in one
+    channel; `channels`: the width of each layer."""
     return CNN(image, channels, classes)

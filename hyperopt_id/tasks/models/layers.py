@@ -1,6 +1,7 @@
 """Layers and activations shared by the models."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +58,28 @@ def roles_of(module: nn.Module, matrices: dict[str, str]) -> dict[str, str]:
         name: matrices.get(name) or ("norm" if name.rpartition(".")[0] in normalizing else "bias")
         for name, _ in module.named_parameters()
     }
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width) of inputs of this shape; a flat row must hold a square image of one
+    channel, else a ValueError says so."""
+    if len(shape) == 3:
+        channels, height, width = shape
+        return channels, height, width
+    side = math.isqrt(shape[0]) if len(shape) == 1 else 0
+    if side < 1 or side**2 != shape[0]:
+        raise ValueError(
+            f"inputs of shape {list(shape)} are no images: "
+            "[channels, height, width] or a square number of pixels is needed"
+        )
+    return 1, side, side
+
+
+def pieces(shape: Sequence[int]) -> tuple[int, int]:
+    """(length, features) that cut inputs of this shape into a sequence: images into their lines, any other
+    row into its columns."""
+    try:
+        channels, height, width = image_shape(shape)
+    except ValueError:
+        return math.prod(shape), 1
+    return channels * height, width

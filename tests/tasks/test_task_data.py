@@ -1,0 +1,160 @@
+"""Reading, checking, splitting and standardizing tables; the loaders that need no network."""
+
+import builtins
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hyperopt_id.tasks.data import read_csv, read_idx, regression, split_by_position, standardize
+from hyperopt_id.tasks.diabetes import diabetes
+from hyperopt_id.tasks.digits import digits
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2,3\n4,5,6\n",
+        "a,b,target\n1,2,3\n4,5,6\n",
+        "1,2,3\n\n4,5,6\n\n",
+        '"a","b","c"\n"1","2","3"\n"4","5","6"',
+        "\ufeff1, 2 ,3\r\n4,5.0e0,6\r\n",
+    ],
+    ids=["plain", "header", "blank lines", "quoted", "byte order mark"],
+)
+def test_numbers_of_a_csv_file(tmp_path: Path, text: str):
+    path = tmp_path / "table.csv"
+    path.write_text(text, encoding="utf-8")
+    assert read_csv(path).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1,2\n3,four\n", r"table.csv: row 2, column 2: 'four' is not a finite number"),
+        ("1,2\n3,4\nnan,6\n", "row 3, column 1: 'nan'"),
+        ("1,2\n3,inf\n", "row 2, column 2: 'inf'"),
+        ("a,b\n1,2\n3,\n", "row 3, column 2: ''"),
+        ("1,x\n3,4\n", "row 1, column 2: 'x'"),
+        ("1,2\n3,4,5\n", "row 2 has 3 columns, the first row has 2"),
+        ("1\n2\n", "at least one input column and the target column, found 1"),
+        ("", "no rows of numbers"),
+        ("a,b\n", "no rows of numbers"),
+    ],
+)
+def test_bad_cells_of_a_csv_file_are_named(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_csv(write(tmp_path / "table.csv", text))
+
+
+def test_idx_files():
+    content = b"\x00\x00\x08\x02" + (2).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes(range(6))
+    assert read_idx(content, "file").tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ValueError, match=r"file: holds 5 values, its header says \(2, 3\)"):
+        read_idx(content[:-1], "file")
+    with pytest.raises(ValueError, match="not an idx file"):
+        read_idx(b"\x89PNG....", "file")
+
+
+# splitting and standardizing
+
+
+@pytest.mark.parametrize("fraction, validation", [(None, 20), (0.11, 11), (0.25, 25), (0.375, 38), (0.5, 50)])
+def test_splits_by_position(fraction: float | None, validation: int):
+    splits = split_by_position((80, 20, 7), 107, "table", fraction)
+    assert splits == {
+        "train": (0, 100 - validation),
+        "validation": (100 - validation, 100),
+        "test": (100, 107),
+    }
+
+
+@pytest.mark.parametrize(
+    "counts, rows, fraction, message",
+    [
+        ((80, 20), 100, None, "three row counts"),
+        ((80, 0, 20), 100, None, "a split is empty: train 80, validation 0, test 20"),
+        ((0, 80, 20), 100, None, "a split is empty"),
+        ((80, 20, 0), 100, None, "a split is empty"),
+        ((80, 20, 5), 100, None, r"80 \+ 20 \+ 5 = 105 rows, but the data have 100"),
+        ((80, 20, 5), 105, 1.0, "validation_fraction must be between 0 and 1, got 1.0"),
+        ((80, 20, 5), 105, 0.0, "validation_fraction must be between 0 and 1, got 0.0"),
+        ((80, 20, 5), 105, 1e-3, "a split is empty"),
+    ],
+)
+def test_impossible_splits_are_refused(counts: tuple, rows: int, fraction: float | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        split_by_position(counts, rows, "table", fraction)
+
+
+def test_standardization_uses_train_and_validation_rows_only():
+    generator = np.random.default_rng(0)
+    values = np.column_stack([generator.normal(3, 5, 50), np.full(50, 0.1), generator.integers(0, 9, 50)])
+    values[40:] += 100
+    result, deviation = standardize(values, 40)
+    np.testing.assert_allclose(result[:40].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(result[:40].std(0), [1, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(result * deviation + values[:40].mean(0), values)
+    assert deviation[1] == 1.0
+
+
+def test_targets_keep_their_scale():
+    generator = np.random.default_rng(0)
+    values = generator.normal(3, 5, (50, 3))
+    data = regression(values, split_by_position((30, 10, 10), 50, "table"))
+    assert data.target_scale == pytest.approx(values[:40, -1].std())
+    assert data.inputs.shape == (50, 2)
+    assert data.targets.shape == (50,)
+    plain = regression(values, data.splits, standardize_inputs=False, standardize_targets=False)
+    assert plain.target_scale == 1.0
+    assert torch.equal(plain.targets, torch.from_numpy(values[:, -1]))
+
+
+def test_moving_changes_the_type_of_floating_point_tensors_only():
+    data = digits().to("cpu", torch.float32)
+    assert data.inputs.dtype == data.dtype == torch.float32
+    assert data.targets.dtype == torch.int64
+    assert data.bounds("train+validation") == (0, 1447)
+
+
+# digits, diabetes
+
+
+def test_digits_equal_the_copy_of_scikit_learn():
+    sklearn_datasets = pytest.importorskip("sklearn.datasets")
+    inputs, targets = sklearn_datasets.load_digits(return_X_y=True)
+    data = digits()
+    assert torch.equal(data.inputs, torch.from_numpy(inputs / 16.0))
+    assert torch.equal(data.targets, torch.from_numpy(targets))
+    assert data.splits == {"train": (0, 1097), "validation": (1097, 1447), "test": (1447, 1797)}
+
+
+def test_diabetes():
+    pytest.importorskip("sklearn.datasets")
+    data = diabetes()
+    assert data.inputs.shape == (442, 10)
+    assert data.inputs[: data.splits["test"][0]].std(0, correction=0).tolist() == pytest.approx([1.0] * 10)
+    assert data.target_scale == pytest.approx(77, abs=5)
+
+
+def test_diabetes_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def without(name: str, *arguments, **options):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        diabetes()

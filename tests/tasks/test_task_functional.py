@@ -1,0 +1,160 @@
+"""Modules as pure functions: dropout without state, tied weights, intact templates, weights from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.functional import FunctionalModule
+from hyperopt_id.tasks.models import Dropout, load_weights, mlp
+from hyperopt_id.tasks.task import Batch, supervised
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def masked(probability: float, seeds: Tensor, stream: int = 0, shape: tuple[int, ...] = (20, 50)) -> Tensor:
+    layer = Dropout(probability, stream).train()
+
+    def one(seed: Tensor) -> Tensor:
+        layer.seed = seed
+        return layer(torch.ones(shape))
+
+    return vmap(one)(seeds)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(probability: float):
+    values = masked(probability, torch.arange(50) * 1_000_003)
+    kept = values != 0
+    assert kept.double().mean().item() == pytest.approx(1 - probability, abs=6e-3)
+    torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / (1 - probability)))
+
+
+def test_dropout_masks_of_seeds_streams_and_elements_are_independent():
+    seeds = torch.arange(30)
+    masks = torch.stack([masked(0.5, seeds, stream) for stream in (0, 1)]).flatten(2) != 0
+    pairs = torch.stack([masks[0], masks[1], masks[0].roll(1, 0), masks[0].roll(1, 1)]).double().flatten(1)
+    assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.03
+    assert torch.equal(masks[0], masked(0.5, seeds).flatten(1) != 0)
+
+
+def test_dropout_of_torch_is_replaced_in_any_module():
+    factory = lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 50), nn.Sequential(nn.Dropout(0.2)))  # noqa: E731
+    module = FunctionalModule(factory, torch.device("cpu"), torch.float64)
+    parts = [part for part in module.training.module.modules() if isinstance(part, Dropout)]
+    assert [(part.probability, part.stream) for part in parts] == [(0.5, 0), (0.2, 1)]
+    params, buffers = module.init(0)
+    assert buffers == {}
+    inputs = torch.ones(8, 50)
+    first, again = (module.train(params, buffers, torch.tensor(3), inputs)[0] for _ in range(2))
+    other, _ = module.train(params, buffers, torch.tensor(4), inputs)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (module.evaluate(params, buffers, inputs) != 0).all()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Dropout2d(0.5),
+        nn.AlphaDropout(0.1),
+        nn.LSTM(3, 3, 2, dropout=0.1),
+        nn.MultiheadAttention(4, 2, dropout=0.1),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_dropout_from_a_global_generator_is_refused(module: nn.Module):
+    with pytest.raises(
+        ValueError, match=rf"0 \({type(module).__name__}\) draws dropout from a global generator"
+    ):
+        FunctionalModule(lambda: nn.Sequential(module), torch.device("cpu"), torch.float64)
+
+
+def test_a_module_with_tied_weights_has_one_parameter():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.second(self.first(inputs))
+
+    module = FunctionalModule(Tied, torch.device("cpu"), torch.float64)
+    params, _ = module.init(0)
+    assert set(params) == {"first.weight", "first.bias", "second.bias"}
+    inputs = torch.randn(2, 3)
+    params = {name: torch.randn_like(value) for name, value in params.items()}
+    expected = inputs @ params["first.weight"].T + params["first.bias"]
+    expected = expected @ params["first.weight"].T + params["second.bias"]
+    torch.testing.assert_close(module.train(params, {}, torch.tensor(0), inputs)[0], expected)
+
+
+def test_an_error_in_a_module_leaves_the_template_as_it_was():
+    module = FunctionalModule(lambda: nn.Linear(3, 2), torch.device("cpu"), torch.float64)
+    params, _ = module.init(0)
+    with pytest.raises(RuntimeError):
+        module.train(params, {}, torch.tensor(0), torch.ones(1, 4))
+    assert all(isinstance(value, nn.Parameter) for value in module.training.module.parameters())
+
+
+def test_weights_of_a_module_that_is_made_once_can_still_be_trained():
+    shared = nn.Linear(3, 2)
+    before = shared.weight.clone()
+    data = Dataset(torch.randn(9, 3), torch.randint(2, (9,)), split_by_position((3, 3, 3), 9, "table"))
+    task = supervised(data, lambda: shared, "cross_entropy", None)
+    params, buffers = task.init(0)
+    params["weight"] += 1.0
+    task.loss(params, buffers, Batch(None, torch.tensor(0), "train"))
+    assert torch.equal(shared.weight, before)
+
+
+def test_weights_from_a_file(tmp_path: Path):
+    model = mlp([4, 5, 3], batch_norm=True)
+    arrays = {
+        name: value.numpy() for name, value in model.state_dict().items() if name != "norms.0.running_var"
+    }
+    np.savez(tmp_path / "weights.npz", **arrays)
+    module = FunctionalModule(lambda: mlp([4, 5, 3], batch_norm=True), torch.device("cpu"), torch.float32)
+    params, buffers = load_weights(tmp_path / "weights.npz", *module.init(1))
+    for name, value in {**params, **buffers}.items():
+        assert value.dtype == (torch.int64 if name.endswith("tracked") else torch.float32)
+        torch.testing.assert_close(value, model.state_dict()[name].to(value.dtype))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda arrays: arrays.pop("layers.1.bias"), r"missing \['layers.1.bias'\]"),
+        (lambda arrays: arrays.update(extra=np.zeros(2)), r"unknown \['extra'\]"),
+        (
+            lambda arrays: arrays.update({"layers.0.bias": np.zeros(4)}),
+            r"layers.0.bias has shape \(4,\), the model needs \(5,\)",
+        ),
+    ],
+)
+def test_wrong_weights_are_refused(tmp_path: Path, change, message: str):
+    params = {name: value.detach() for name, value in mlp([4, 5, 3]).named_parameters()}
+    arrays = {name: value.numpy() for name, value in params.items()}
+    change(arrays)
+    np.savez(tmp_path / "weights.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        load_weights(tmp_path / "weights.npz", params, {})
+
+
+def test_unreadable_weights_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no file"):
+        load_weights(tmp_path / "weights.npz", {}, {})
+    (tmp_path / "weights.npz").write_bytes(b"not an archive")
+    with pytest.raises(ValueError, match="not a readable npz archive"):
+        load_weights(tmp_path / "weights.npz", {}, {})
