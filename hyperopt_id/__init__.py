@@ -1,7 +1,7 @@
 """Learn learning rates, weight decay, momentum and betas while training, in one pass, by hypergradients.
 
-    parts = assemble(task, rule=rules.sgd(), space=Space({...}), engine=hypergrad.neumann(5))
-    summary = run(parts, Plan(updates=1000))
+parts = assemble(task, rule=rules.sgd(), space=Space({...}), engine=hypergrad.neumann(5))
+summary = run(parts, Plan(updates=1000))
 """
 
 from hyperopt_id import curvature, hypergrad, rules

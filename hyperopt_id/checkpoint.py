@@ -67,9 +67,7 @@ def load(directory: str | Path) -> tuple[Any, int]:
     for path in _newest_first(directory):
         try:
             return _read(path)
-        except (
-            Exception
-        ) as error:  # damage can surface as almost any exception, and all of them mean the same
+        except Exception as error:  # damage can surface as almost any exception, and all of them mean the same
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"checkpoint {path} is unusable and is passed over ({reason})", stacklevel=2)
     raise ValueError(f"no checkpoint to load: {directory} holds no usable step_*.pt; start the run anew")
@@ -103,9 +101,7 @@ def _portable(tree: Any, where: str) -> Any:
 
 def _key(key: Any, where: str) -> str | int:
     if type(key) not in (str, int):
-        raise TypeError(
-            f"checkpoint entry {where or '/'} has a key of type {type(key).__name__}, not a string"
-        )
+        raise TypeError(f"checkpoint entry {where or '/'} has a key of type {type(key).__name__}, not a string")
     return key
 
 

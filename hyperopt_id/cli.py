@@ -78,17 +78,23 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    overrides = [f"{key}={json.dumps(value)}" for flag, key in FLAGS.items() if (value := getattr(options, flag)) is not None]
-    directory = _resumed_directory(options)
+    overrides = [
+        f"{key}={json.dumps(value)}" for flag, key in FLAGS.items() if (value := getattr(options, flag)) is not None
+    ]
+    directory = _resumed_directory(options, [*options.set, *overrides])
     files = options.config or ([directory / "config.yaml"] if directory is not None else [])
     if not files:
-        raise ValueError("no config: name at least one file, as in -c configs/digits.yaml configs/Ours_LR_Momentum.yaml")
+        raise ValueError(
+            "no config: name at least one file, as in -c configs/digits.yaml configs/Ours_LR_Momentum.yaml"
+        )
     config = load(files, [*options.set, *overrides])
     if options.print_config:
         print(dump(config), end="")
         return
     if directory is not None and (changed := differences(load([directory / "config.yaml"]), config)):
-        raise ValueError(f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead")
+        raise ValueError(
+            f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead"
+        )
     if directory is not None and is_finished(directory):
         print(f"the run in {directory} is finished; there is nothing to resume")
         return
@@ -101,15 +107,14 @@ def new_directory(config: Config) -> Path:
     return Path(config.log.dir or "runs") / group / (config.log.name or time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
-def _resumed_directory(options: argparse.Namespace) -> Path | None:
+def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) -> Path | None:
     """The run directory that `--resume` means, None without it."""
     if options.resume is None:
         return None
     if options.resume != "auto":
         directory = Path(options.resume)
     else:
-        config = load(options.config, options.set)
-        group = new_directory(config).parent if options.group is None else Path(options.log_dir or "runs") / options.group
+        group = new_directory(load(options.config, overrides)).parent
         runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
         unfinished = [path for path in runs if not is_finished(path)] or runs
         if not unfinished:
@@ -123,7 +128,7 @@ def _resumed_directory(options: argparse.Namespace) -> Path | None:
 def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
     saved = None
-    if resume and (directory / "checkpoints").is_dir():
+    if resume and any((directory / "checkpoints").glob("step_*.pt")):
         saved, _ = checkpoint.load(directory / "checkpoints")
     device = pick_device(config.device)
     telemetry = Telemetry(
@@ -137,7 +142,11 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, A
         resume_at=saved["update"] if saved is not None else (0 if resume else None),
     )
     with telemetry:
-        parts, plan = from_config(config, compile=None if saved is None else saved["compile"])
+        try:
+            parts, plan = from_config(config, compiled=None if saved is None else saved["compile"])
+        except ValueError:
+            telemetry.close()  # a mistake of the user, which the caller shows; there is no run to continue
+            raise
         summary = experiment.run(parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled})
         summary["config_hash"] = config_hash(config)
         telemetry.close(summary)

@@ -92,9 +92,7 @@ def _numbers(config: Config) -> dict[str, Any]:
     if config.hypergradient.engine in ("unroll", "forward"):
         config = replace(config, hypergradient=replace(config.hypergradient, window=config.window))
     flat = _flatten(to_dict(config))
-    return {
-        key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{s}.") for s in SILENT)
-    }
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{s}.") for s in SILENT)}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -111,9 +111,7 @@ class HyperConfig:
 
     init: float
     transform: TransformName
-    bounds: tuple[float, float] | None = (
-        None  # natural units; values are clipped to them after every hyper-update
-    )
+    bounds: tuple[float, float] | None = None  # natural units; values are clipped to them after every hyper-update
     sample: tuple[float, float] | None = None  # natural units; None: random runs start at `init`, too
     tune: tuple[Granularity, ...] = ()  # the natural values of several granularities multiply under log10
 
@@ -165,9 +163,7 @@ class MetaConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    factor: float | FactorConfig | None = (
-        None  # geometric: the learning rate is multiplied by it at every update
-    )
+    factor: float | FactorConfig | None = None  # geometric: the learning rate is multiplied by it at every update
 
 
 @dataclass(frozen=True)

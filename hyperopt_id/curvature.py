@@ -14,45 +14,16 @@ at a relative error of about 1e-3 in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperopt_id import trees
-from hyperopt_id.rules import Params
-
-Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
-
-
-class Gradient(NamedTuple):
-    """A gradient, the loss there (detached), and the loss's auxiliary output (detached)."""
-
-    value: Params
-    loss: Tensor
-    auxiliary: Any
-
+from hyperopt_id.derivatives import Gradient, Loss, gradient
+from hyperopt_id.trees import Params
 
 Curvature = Callable[[Loss, Loss, Params], Gradient]
-
-
-def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gradient:
-    """The gradient at `variables`, which are leaves of the autograd graph.
-
-    The sum over R independent losses is differentiated, which gives each run its own gradient. A parameter that
-    the loss does not use has gradient zero.
-    """
-    with torch.enable_grad():
-        value, auxiliary = loss(variables)
-        slopes = torch.autograd.grad(
-            value,
-            list(variables.values()),
-            torch.ones_like(value),
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return Gradient(dict(zip(variables, slopes, strict=True)), value.detach(), trees.detach(auxiliary))
 
 
 def none(loss: Loss, thin_loss: Loss, variables: Params) -> Gradient:
@@ -89,7 +60,7 @@ def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
         def product(direction: Params) -> Params:
             norm = trees.squared_norm(direction, here.loss.ndim).sqrt()
             step = epsilon / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
-            step = {k: step.reshape(step.shape + (1,) * (u.ndim - step.ndim)) for k, u in direction.items()}
+            step = {k: trees.per_run(step, u) for k, u in direction.items()}
 
             def slopes(scale: float) -> Params:
                 moved = {k: w + scale * step[k] * direction[k] for k, w in trees.detach(variables).items()}

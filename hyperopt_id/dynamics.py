@@ -1,6 +1,7 @@
 r"""The map that training iterates, and its derivatives.
 
-.. math:: z' = \Phi(z, \mathrm{raw}, \mathrm{batch}) = U(w, \nabla L(w, \mathrm{batch}), s, \mathrm{constrain}(\mathrm{raw})),
+.. math:: z' = \Phi(z, \mathrm{raw}, \mathrm{batch})
+             = U(w, \nabla L(w, \mathrm{batch}), s, \mathrm{constrain}(\mathrm{raw})),
           \qquad z = (w, \text{buffers}, s).
 
 With \(g = \nabla L(w)\) and \(H\) its derivative, \(\Phi\) factorizes, so that a cotangent \(v\) is pulled back by
@@ -17,19 +18,21 @@ given are then lifted, losses are [R], and the sum over runs is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyperopt_id import trees
-from hyperopt_id.curvature import Curvature, gradient
-from hyperopt_id.rules import Hyperparameters, Params, State, UpdateRule
+from hyperopt_id import derivatives, trees
+from hyperopt_id.derivatives import Gradient, Loss, gradient
+from hyperopt_id.rules import Hyperparameters, State, UpdateRule
+from hyperopt_id.trees import Params
 
 Batch = Any
 LossFunction = Callable[[Params, Params, Batch], tuple[Tensor, tuple[Params, dict[str, Tensor]]]]
 Metrics = dict[str, Tensor]
+Curvature = Callable[[Loss, Loss, Params], Gradient]  # see `curvature`: how the gradient is differentiated
 
 
 class TrainState(NamedTuple):
@@ -100,18 +103,22 @@ def make_dynamics(
         buffers, metrics = here.auxiliary
         new_params, new_state = trees.detach(after)
 
+        def pull_into(v: Cotangent, inputs: trees.Tree) -> trees.Tree:
+            moved = after if v.state is not None else after[:1]
+            return derivatives.pull(trees.leaves(moved), trees.leaves(v), inputs)
+
         def pull_state(v: Cotangent) -> Cotangent:
             if v.state is None:
-                return Cotangent(_pull(after, v, params), None)
-            pulled = _pull(after, v, (params, state))
-            return Cotangent(*pulled)
+                return Cotangent(pull_into(v, params), None)
+            return Cotangent(*pull_into(v, (params, state)))
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
             def apply(*point: Any) -> tuple[Params, State]:
                 return rule.update(*point[:3], constrain({**raw, **point[3]}, point[0]))
 
             point = tuple(trees.detach(part) for part in (params, here.value, state, learned))
-            dslopes = _pull((here.value,), Cotangent(dz.params, None), params)  # H is symmetric
+            slopes, direction = trees.leaves(here.value), trees.leaves(dz.params)
+            dslopes = derivatives.pull(slopes, direction, params)  # H is symmetric
             dstate = trees.zeros(z.state) if dz.state is None else dz.state
             return Cotangent(*torch.func.jvp(apply, point, (dz.params, dslopes, dstate, draw))[1])
 
@@ -119,7 +126,7 @@ def make_dynamics(
             TrainState(new_params, buffers, new_state),
             {**metrics, "loss": here.loss},
             pull_state,
-            lambda v: _pull(after, v, learned),
+            lambda v: pull_into(v, learned),
             push,
         )
 
@@ -130,25 +137,6 @@ def make_dynamics(
     return Dynamics(constrain, step, linearize, pull, tuned)
 
 
-def _pull(outputs: Sequence[trees.Tree], v: Cotangent, inputs: trees.Tree) -> trees.Tree:
-    """v·∂outputs/∂inputs over a recorded graph, which is kept."""
-    forms = [*trees.leaves(v.params), *trees.leaves(v.state)]
-    pairs = zip(trees.leaves(outputs[: 1 if v.state is None else 2]), forms, strict=True)
-    moving = [(output, form) for output, form in pairs if output.requires_grad]
-    targets = trees.leaves(inputs)
-    if not targets or not moving:
-        return trees.zeros(inputs)
-    slopes = torch.autograd.grad(
-        [output for output, _ in moving],
-        targets,
-        [form for _, form in moving],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return trees.like(inputs, slopes)
-
-
 def objective_cotangent(
     objective: Callable[[Params, Params, Params], Tensor], z: TrainState, raw: Params, tuned: Params
 ) -> tuple[Tensor, Cotangent, Params]:
@@ -157,9 +145,7 @@ def objective_cotangent(
         params, learned = trees.variables(z.params), trees.variables(tuned)
         value = objective(params, z.buffers, {**raw, **learned})
         inputs = [*params.values(), *learned.values()]
-        slopes = torch.autograd.grad(
-            value, inputs, torch.ones_like(value), allow_unused=True, materialize_grads=True
-        )
+        slopes = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True, materialize_grads=True)
     n = len(params)
     v = Cotangent(dict(zip(params, slopes[:n], strict=True)), None)
     return value.detach(), v, dict(zip(learned, slopes[n:], strict=True))

@@ -21,8 +21,8 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, trees
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
-from hyperopt_id.rules import Params
 from hyperopt_id.telemetry import Telemetry
+from hyperopt_id.trees import Params
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -31,7 +31,8 @@ class Stopwatch:
     """Seconds by part of the work. On a CUDA device, work that is still queued is counted where it is waited for."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("compile", "inner", "hypergradient", "evaluation", "logging"), 0.0)
+        parts = ("compile", "inner", "hypergradient", "evaluation", "logging")
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -190,9 +191,7 @@ class _Progress:
         }
 
 
-def _report(
-    parts: Parts, plan: Plan, progress: _Progress, records: list[Record], telemetry: Telemetry | None
-) -> None:
+def _report(parts: Parts, plan: Plan, progress: _Progress, records: list[Record], telemetry: Telemetry | None) -> None:
     """Evaluate, remember the best, write."""
     with parts.stopwatch.measure("evaluation"):
         measured = [_measure(parts, plan, c, r) for c, r in zip(progress.chunks, records, strict=True)]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hyperopt_id import trees
 from hyperopt_id.dynamics import Batch, Cotangent, Dynamics, Metrics, TrainState, objective_cotangent
-from hyperopt_id.rules import Params
+from hyperopt_id.trees import Params
 
 Objective = Callable[[Params, Params, Params, Batch], Tensor]  # (params, buffers, raw, batch) -> ℓ
 
@@ -138,7 +138,7 @@ def forward(window: int) -> Engine:
         value, v, total = _cotangent(dynamics, objective, z, raw, target)
         for tangent, unit in zip(tangents, units, strict=True):
             slope = trees.inner(v.params, tangent.params, value.ndim)
-            total = {k: torch.addcmul(total[k], unit[k], _broadcast(slope, unit[k])) for k in total}
+            total = {k: torch.addcmul(total[k], unit[k], trees.per_run(slope, unit[k])) for k in total}
         return Outcome(z, metrics, value, total)
 
     return Engine(window, call, traceable=False)
@@ -148,15 +148,11 @@ def _units(tuned: Params, run_axes: int) -> list[Params]:
     """A tangent of raw for every tuned number: 1 there, in all runs alike, and 0 elsewhere."""
     units = []
     for key, value in tuned.items():
-        flat = torch.zeros_like(value).reshape(value.shape[:run_axes] + (-1,))
+        flat = torch.zeros_like(value).reshape((*value.shape[:run_axes], -1))
         for position in range(flat.shape[-1]):
             unit = flat.index_fill(-1, torch.tensor(position, device=flat.device), 1.0).reshape(value.shape)
             units.append({**trees.zeros(tuned), key: unit})
     return units
-
-
-def _broadcast(per_run: Tensor, leaf: Tensor) -> Tensor:
-    return per_run.reshape(per_run.shape + (1,) * (leaf.ndim - per_run.ndim))
 
 
 def _check_window(window: int) -> None:
@@ -170,7 +166,9 @@ def _cotangent(
     return objective_cotangent(lambda w, b, r: objective(w, b, r, target), z, raw, dynamics.tuned(raw))
 
 
-def _roll(dynamics: Dynamics, z: TrainState, raw: Params, batches: Sequence[Batch]) -> tuple[list[Any], list[Metrics], TrainState]:
+def _roll(
+    dynamics: Dynamics, z: TrainState, raw: Params, batches: Sequence[Batch]
+) -> tuple[list[Any], list[Metrics], TrainState]:
     hyper = dynamics.constrain(raw, z.params)
     points, metrics = [], []
     for batch in batches:
@@ -178,4 +176,3 @@ def _roll(dynamics: Dynamics, z: TrainState, raw: Params, batches: Sequence[Batc
         z, measured = dynamics.step(z, hyper, batch)
         metrics.append(measured)
     return points, metrics, z
-

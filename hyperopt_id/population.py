@@ -26,7 +26,8 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.dynamics import Batch, Dynamics, Metrics, TrainState
 from hyperopt_id.hypergrad import Engine, Objective
-from hyperopt_id.rules import Params, State, UpdateRule
+from hyperopt_id.rules import State, UpdateRule
+from hyperopt_id.trees import Params
 
 Lift = Literal["vmap", "loop"]
 Function = Callable[..., Any]

@@ -7,16 +7,15 @@ moves raw hyperparameters is one of these rules, acting on raw values as its `pa
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.trees import Params
 
-Params = dict[str, Tensor]
-State = dict[str, Params | Tensor]
-Hyperparameters = dict[str, Params]
+State = dict[str, Any]  # Params by name, or single tensors
+Hyperparameters = dict[str, Params]  # by name, then keyed like the parameters
 
 
 class UpdateRule(NamedTuple):
@@ -54,7 +53,7 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
         decayed = {k: torch.addcmul(g, weight_decay[k], params[k]) for k, g in gradients.items()}
         fresh = decayed
         if dampening:
-            fresh = {k: d * (1.0 - dampening * state["started"]) for k, d in decayed.items()}  # pyright: ignore
+            fresh = {k: d * (1.0 - dampening * state["started"]) for k, d in decayed.items()}
         buffer = {k: torch.addcmul(f, momentum[k], state["momentum"][k]) for k, f in fresh.items()}
         direction = buffer
         if nesterov:
@@ -62,7 +61,7 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
         moved = {k: torch.addcmul(params[k], learning_rate[k], d, value=-1.0) for k, d in direction.items()}
         new_state: State = {"momentum": buffer}
         if dampening:
-            new_state["started"] = torch.ones_like(state["started"])  # pyright: ignore
+            new_state["started"] = torch.ones_like(state["started"])
         return moved, new_state
 
     return UpdateRule(init, update, ("lr", "weight_decay", "momentum"))
@@ -74,7 +73,7 @@ def _adam(*, decoupled: bool) -> UpdateRule:
         return {"mean": trees.zeros(params), "square": trees.zeros(params), "step": step}
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
-        step = state["step"] + 1.0  # pyright: ignore
+        step = state["step"] + 1.0
         moved, mean, square = {}, {}, {}
         for k, gradient in gradients.items():
             param, learning_rate, decay = params[k], hyper["lr"][k], hyper["weight_decay"][k]
@@ -106,12 +105,12 @@ def adam() -> UpdateRule:
 
 
 def adamw() -> UpdateRule:
-    r"""Adam with decoupled weight decay (arXiv 1711.05101), as in `torch.optim.AdamW`: first \(w \leftarrow (1-\eta\xi) w\)."""
+    r"""`torch.optim.AdamW` (arXiv 1711.05101): Adam after a decoupled decay \(w \leftarrow (1-\eta\xi) w\)."""
     return _adam(decoupled=True)
 
 
 def geometric() -> UpdateRule:
-    r"""A schedule in disguise: \(r_t = r_{t-1} + \log_{10} c\), which multiplies \(10^r\) by the factor \(c\) at every step.
+    r"""A schedule in disguise: \(r_t = r_{t-1} + \log_{10} c\) multiplies \(10^r\) by the factor \(c\) at every step.
 
     Gradients are ignored; there is no state.
     """
@@ -124,7 +123,7 @@ def geometric() -> UpdateRule:
 
 
 def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
-    r"""The rule fed with \(g \cdot \min(1, c / (\lVert g \rVert_2 + 10^{-6}))\), the norm taken over all tensors together.
+    r"""The rule fed with \(g \cdot \min(1, c / (\lVert g \rVert_2 + 10^{-6}))\), the norm taken over all tensors.
 
     As `torch.nn.utils.clip_grad_norm_`; being part of the rule, it is differentiated through.
     """

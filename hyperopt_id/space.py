@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_id.rules import Hyperparameters, Params
+from hyperopt_id import trees
+from hyperopt_id.trees import Params
 
 GRANULARITIES = ("global", "tensor", "element")
 
@@ -87,7 +88,7 @@ class Space:
         """The part of `raw` that is learned."""
         return {key: value for key, value in raw.items() if self.is_tuned(key)}
 
-    def constrain(self, raw: Params, params: Params) -> Hyperparameters:
+    def constrain(self, raw: Params, params: Params) -> dict[str, Params]:
         """Natural values as a dict keyed like `params` for each hyperparameter; 0-d unless tuned per element."""
         return {name: self._natural(name, hyper, raw, params) for name, hyper in self.hypers.items()}
 
@@ -115,7 +116,7 @@ class Space:
                 raw[key] = (common + raw[key]).clamp(low, high) - common
             for key in [key for key in raw if key.startswith(f"{name}/element/")]:
                 base = common + raw.get(key.replace("/element/", "/tensor/"), torch.zeros_like(common))
-                base = base.reshape(base.shape + (1,) * (raw[key].ndim - base.ndim))
+                base = trees.per_run(base, raw[key])
                 raw[key] = (base + raw[key]).clamp(low, high) - base
         return raw
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Tree = Any
+Params = dict[str, Tensor]  # a flat tree keyed by the dotted names of `state_dict`
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - read as `trees.map`
@@ -98,10 +99,12 @@ def where(condition_R: Tensor, yes: Tree, no: Tree) -> Tree:
     `condition_R` has shape [R], or [] for a single run without the leading axis.
     """
 
-    def select(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(condition_R.reshape(condition_R.shape + (1,) * (a.ndim - condition_R.ndim)), a, b)
+    return map(lambda a, b: torch.where(per_run(condition_R, a), a, b), yes, no)
 
-    return map(select, yes, no)
+
+def per_run(values_R: Tensor, leaf: Tensor) -> Tensor:
+    """One value a run, shaped to broadcast against a leaf [R, ...]; a scalar for a single run."""
+    return values_R.reshape(values_R.shape + (1,) * (leaf.ndim - values_R.ndim))
 
 
 def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
@@ -111,7 +114,7 @@ def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
 
 
 def _rows(leaf: Tensor, run_axes: int) -> Tensor:
-    return leaf.reshape(leaf.shape[:run_axes] + (-1,))
+    return leaf.reshape((*leaf.shape[:run_axes], -1))
 
 
 def squared_norm(tree: Tree, run_axes: int = 0) -> Tensor:

@@ -27,9 +27,7 @@ LOCATE = DOWNLOADS | BY_HAND
 
 def main() -> int:
     """Exit status 0 when every named data set is in place."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(LOCATE)}")
     parser.add_argument(
         "--data-root",

@@ -64,10 +64,7 @@ def initial(seed: int = 3) -> Params:
 def space(rule: UpdateRule, tune: tuple[str, ...], only: tuple[str, ...] | None = None) -> Space:
     """Every hyperparameter of the rule (or those in `only`) tuned at the granularities `tune`."""
     return Space(
-        {
-            name: Hyper(*HYPERS[name], tune=tune if only is None or name in only else ())
-            for name in rule.hyperparameters
-        }
+        {name: Hyper(*HYPERS[name], tune=tune if only is None or name in only else ()) for name in rule.hyperparameters}
     )
 
 

@@ -174,9 +174,7 @@ def test_nothing_loadable_is_an_error_that_says_so(tmp_path: Path):
     assert ["step_000000002.pt" in str(warning.message) for warning in caught] == [True, False]
 
 
-def test_a_failed_write_leaves_the_previous_checkpoint_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_write_leaves_the_previous_checkpoint_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint.save(tmp_path, {"step": 1}, 1, keep=1)
     before = sorted(path.name for path in tmp_path.iterdir())
 

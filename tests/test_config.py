@@ -40,10 +40,7 @@ UPDATES = {  # data set -> hyper-updates of T = 10 in the study (experiments of 
     "fashion_mnist_bn": 1000,
     "penn_treebank": 2391,
     "cifar10": 3240,
-} | {
-    f"uci_{name}": 400
-    for name in ("energy", "kin8nm", "power", "boston", "concrete", "naval", "wine", "yacht")
-}
+} | {f"uci_{name}": 400 for name in ("energy", "kin8nm", "power", "boston", "concrete", "naval", "wine", "yacht")}
 HDLR = ("digits", "Ours_HDLR")
 RANDOM = ("digits", "Random")
 
@@ -154,13 +151,9 @@ def test_dump_keeps_every_digit_and_any_reader_can_read_it(tmp_path):
 
 
 def test_later_wins(tmp_path):
-    first = write(
-        tmp_path, "a.yaml", "space: {lr: {init: 0.1, tune: [global]}}\nhypergradient: {engine: neumann}"
-    )
+    first = write(tmp_path, "a.yaml", "space: {lr: {init: 0.1, tune: [global]}}\nhypergradient: {engine: neumann}")
     second = write(tmp_path, "b.yaml", "space: {lr: {init: 0.2}}\nreport: {splits: [test]}")
-    config = load(
-        [CONFIGS / "digits.yaml", first, second], ["space.lr.sample=[1e-5, 0.3]", "seed=3", "seed=4"]
-    )
+    config = load([CONFIGS / "digits.yaml", first, second], ["space.lr.sample=[1e-5, 0.3]", "seed=3", "seed=4"])
     lr = config.space["lr"]
     assert (lr.init, lr.tune, lr.sample, lr.bounds) == (0.2, ("global",), (1e-5, 0.3), (1e-10, 1.0))
     assert config.report.splits == ("test",)
@@ -253,8 +246,7 @@ def test_differences_give_both_values():
 
 def test_order_of_granularities_means_nothing():
     one, other = (
-        shipped(*HDLR, overrides=(f"space.lr.tune={tune}",))
-        for tune in ("[global, element]", "[element, global]")
+        shipped(*HDLR, overrides=(f"space.lr.tune={tune}",)) for tune in ("[global, element]", "[element, global]")
     )
     assert one == other
 
@@ -263,8 +255,6 @@ def test_empty_file_says_nothing(tmp_path):
     assert load([CONFIGS / "digits.yaml", write(tmp_path, "empty.yaml", "# nothing\n")]) == shipped("digits")
 
 
-@pytest.mark.parametrize(
-    "override", ["space.weight_decay.init=0", "space.momentum.init=0", "inner.updates=1"]
-)
+@pytest.mark.parametrize("override", ["space.weight_decay.init=0", "space.momentum.init=0", "inner.updates=1"])
 def test_off_is_possible(override):
     shipped(*RANDOM, overrides=(override,))

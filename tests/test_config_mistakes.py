@@ -194,15 +194,11 @@ def test_circle_of_two_names_both(tmp_path):
 
 
 def test_missing_file_names_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"Our_HDLR\.yaml: cannot be read .*; did you mean .*Ours_HDLR\.yaml\?"
-    ):
+    with pytest.raises(ValueError, match=r"Our_HDLR\.yaml: cannot be read .*; did you mean .*Ours_HDLR\.yaml\?"):
         load([CONFIGS / "Our_HDLR.yaml"])
 
 
 def test_contradiction_names_every_file(tmp_path):
     mine = write(tmp_path, "mine.yaml", "inner: {steps_per_update: 4}")
-    with pytest.raises(
-        ValueError, match=r"DiffThroughOpt\.yaml, .*mine\.yaml: hypergradient\.window: given 5"
-    ):
+    with pytest.raises(ValueError, match=r"DiffThroughOpt\.yaml, .*mine\.yaml: hypergradient\.window: given 5"):
         load([CONFIGS / "digits.yaml", CONFIGS / "DiffThroughOpt.yaml", mine])

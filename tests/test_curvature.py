@@ -145,7 +145,7 @@ def test_finite_differences_in_float32_at_the_default_step(sides, tolerance):
 @pytest.mark.parametrize("curve", CURVATURES)
 @pytest.mark.parametrize("batch_size", [10, None], ids=["minibatch", "whole split"])
 def test_products_on_sub_batches_are_unbiased(batch_size, curve):
-    """Their mean over all equally likely sub-batches is the product on the whole batch; the gradient is never thinned."""
+    """Their mean over all equally likely sub-batches is the product on the whole batch; gradients are not thinned."""
     task = supervised(DATA, lambda: mlp((4, 5, 3), "tanh"), "cross_entropy", batch_size)
     params, buffers = task.init(0)
     compute, tolerance = CURVATURES[curve]

@@ -186,7 +186,9 @@ def test_products_are_taken_on_the_thinned_batch_and_the_step_on_the_whole_one()
 
 # Buffers and randomness
 
-DATA = Dataset(random(30, 4, seed=1), torch.arange(30) % 3, {"train": (0, 20), "validation": (20, 25), "test": (25, 30)})
+DATA = Dataset(
+    random(30, 4, seed=1), torch.arange(30) % 3, {"train": (0, 20), "validation": (20, 25), "test": (25, 30)}
+)
 NORMALIZED = supervised(DATA, lambda: mlp((4, 5, 3), "tanh", True), "cross_entropy", 10)
 DROPPED = supervised(DATA, lambda: mlp((4, 8, 3), "tanh", False, 0.5), "cross_entropy", 10)
 

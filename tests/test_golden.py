@@ -79,9 +79,7 @@ def test_published_recordings(name, how):
     if config["network_weight_grad_clipping"]:
         rule = rules.clipped(rule, config["network_weight_grad_clipping"]["norm"])
     meta = rules.adam()
-    params = {
-        k: torch.tensor(w, dtype=torch.float64) for k, w in zip(NAMES, case["initial_weights"], strict=True)
-    }
+    params = {k: torch.tensor(w, dtype=torch.float64) for k, w in zip(NAMES, case["initial_weights"], strict=True)}
     raw = space.init(params)
     tuned = space.tuned(raw)
     meta_hyper = {"lr": 0.05, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}

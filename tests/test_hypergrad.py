@@ -1,6 +1,7 @@
 """Laws of the engines: engines x rules x granularities against autograd, finite differences, dense Jacobians and closed
 forms."""
 
+import itertools
 import math
 
 import pytest
@@ -63,7 +64,9 @@ def through_the_loop(rule, own, z, raw, batches, target_function):
 
 @pytest.mark.parametrize("target_function", [objective, penalized], ids=["validation", "with a direct term"])
 @TABLE
-def test_unroll_and_forward_are_autograd_through_the_loop_and_finite_differences(rule_name, granularity, target_function):
+def test_unroll_and_forward_are_autograd_through_the_loop_and_finite_differences(
+    rule_name, granularity, target_function
+):
     rule = RULES[rule_name]
     own = space(rule, GRANULARITIES[granularity])
     z = trained(rule)
@@ -84,7 +87,7 @@ def test_unroll_and_forward_are_autograd_through_the_loop_and_finite_differences
 @pytest.mark.parametrize("granularity", ["global", "sum of all"])
 @pytest.mark.parametrize("rule_name", RULES)
 def test_neumann_is_the_recursion_with_dense_jacobians(rule_name, granularity, terms, carry_state):
-    """direct + Σ_k v J^k ∂Φ/∂raw, J = ∂(params, state)'/∂(params, state); only its params block where state is frozen."""
+    """direct + Σ_k v J^k ∂Φ/∂raw, J = ∂(params, state)'/∂(params, state); its params block where state is frozen."""
     rule = RULES[rule_name]
     own = space(rule, GRANULARITIES[granularity])
     z = trained(rule)
@@ -97,7 +100,9 @@ def test_neumann_is_the_recursion_with_dense_jacobians(rule_name, granularity, t
 
     def unflat(vector, tree):
         parts = vector.split([leaf.numel() for leaf in trees.leaves(tree)])
-        return trees.like(tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, trees.leaves(tree), strict=True)])
+        return trees.like(
+            tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, trees.leaves(tree), strict=True)]
+        )
 
     def phi(vector, raw_vector):
         params, own_state = unflat(vector, (z.params, state))
@@ -108,7 +113,9 @@ def test_neumann_is_the_recursion_with_dense_jacobians(rule_name, granularity, t
     here = flat((z.params, state)), flat(tuned)
     jacobian, into_raw = torch.func.jacrev(phi, argnums=(0, 1))(*here)
     z_next = step(rule, own, z, raw, BATCHES[0])
-    v, direct = torch.func.grad(lambda w, r: penalized(w, {}, {**raw, **r}, TARGET), argnums=(0, 1))(z_next.params, tuned)
+    v, direct = torch.func.grad(lambda w, r: penalized(w, {}, {**raw, **r}, TARGET), argnums=(0, 1))(
+        z_next.params, tuned
+    )
     v = torch.cat([flat(v), torch.zeros(len(jacobian) - len(flat(v)), dtype=torch.float64)])
     total = torch.zeros_like(v)
     for _ in range(terms):
@@ -260,9 +267,7 @@ def at_the_fixed_point(momentum, lr=0.1):
     params = {"weight": RIDGE.solution(DECAY)[None]}
     z = TrainState(params, {}, rule.init(params))
     phi = make_dynamics(task.loss, rule, own.constrain, own.tuned, curvature.exact)
-    train, validation = (
-        trees.take(task.batches(split, [0], 0, 1), (0, 0)) for split in ("train", "validation")
-    )
+    train, validation = (trees.take(task.batches(split, [0], 0, 1), (0, 0)) for split in ("train", "validation"))
     target = lambda w, b, raw, batch: task.loss(w, b, batch)[0]  # noqa: E731
 
     def hypergradient(engine):
@@ -280,7 +285,7 @@ def test_a_long_series_is_the_closed_form_of_ridge_regression():
     find = at_the_fixed_point(momentum=0.0)
     assert_close(find(hypergrad.neumann(800)), expected, 1e-9)
     error = [(find(hypergrad.neumann(terms)) - expected).abs() for terms in (1, 5, 25, 125)]
-    assert all(later < earlier for earlier, later in zip(error, error[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(error))
 
 
 @pytest.mark.parametrize("terms", [1, 2, 7])

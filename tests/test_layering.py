@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a name stands for a module, for the files of a package, and for siblings NAME_*.py
-    "trees kernels compilation",
+    "trees",
+    "derivatives kernels compilation",
     "rules mup mulo space tasks",
     "dynamics curvature",
     "hypergrad es",

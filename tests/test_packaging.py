@@ -26,9 +26,7 @@ def requirements(lines: list[str]) -> dict[str, tuple[str, str]]:
 def pipfile_section(section: str) -> dict[str, tuple[str, str]]:
     entries = PIPFILE[section].items()
     return {
-        normal(name): (",".join(entry["extras"]), entry["version"])
-        if isinstance(entry, dict)
-        else ("", entry)
+        normal(name): (",".join(entry["extras"]), entry["version"]) if isinstance(entry, dict) else ("", entry)
         for name, entry in entries
     }
 
@@ -48,13 +46,9 @@ def test_the_pipfile_has_the_same_packages(section: str, lines: list[str]):
 
 
 def test_every_declared_package_has_a_tested_version():
-    pinned = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    )
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert pinned["torch"] == "2.13.0"
-    declared = requirements(
-        [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
-    )
+    declared = requirements([*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)])
     assert set(declared) - {PROJECT["name"]} <= set(pinned)
 
 

@@ -1,6 +1,7 @@
 """Laws of populations: vmap = loop for every engine, chunks and company change nothing, the policy on non-finite
 numbers."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -28,7 +29,9 @@ from hyperopt_id.experiment import hyper_update
 from hyperopt_id.tasks.models import mlp
 from hyperopt_id.tasks.toys import ridge
 
-DATA = Dataset(random(40, 4, seed=1), torch.arange(40) % 3, {"train": (0, 24), "validation": (24, 32), "test": (32, 40)})
+DATA = Dataset(
+    random(40, 4, seed=1), torch.arange(40) % 3, {"train": (0, 24), "validation": (24, 32), "test": (32, 40)}
+)
 TASK = supervised(DATA, lambda: mlp((4, 5, 3), "tanh"), "cross_entropy", 6)
 SEEDS = [0, 1, 2, 3, 4]
 ENGINES = {
@@ -278,5 +281,5 @@ def test_the_objective_may_be_the_next_training_batch():
     for update in range(3):
         chunk, record = hyper_update(parts, plan, chunk, parts.members[0], update)
         records.append(record)
-    for now, later in zip(records, records[1:], strict=False):
+    for now, later in itertools.pairwise(records):
         assert_close(now.objective, later.losses[0], 1e-14)

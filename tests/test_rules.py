@@ -55,7 +55,13 @@ TWINS = {  # name: (rule, natural values, torch optimizer, its options, clipping
         {"lr": 0.01, "weight_decay": 0.1, "betas": (0.7, 0.9), "eps": 1e-3},
         None,
     ),
-    "adam with betas 0": (rules.adam(), {"lr": 0.01, "beta1": 0.0, "beta2": 0.0}, ADAM, {"lr": 0.01, "betas": (0.0, 0.0)}, None),
+    "adam with betas 0": (
+        rules.adam(),
+        {"lr": 0.01, "beta1": 0.0, "beta2": 0.0},
+        ADAM,
+        {"lr": 0.01, "betas": (0.0, 0.0)},
+        None,
+    ),
     "adamw": (rules.adamw(), {"lr": 0.01, "weight_decay": 0.1}, ADAMW, {"lr": 0.01, "weight_decay": 0.1}, None),
     "clipped sgd": (
         rules.clipped(rules.sgd(), 0.7),
@@ -65,7 +71,13 @@ TWINS = {  # name: (rule, natural values, torch optimizer, its options, clipping
         0.7,
     ),
     "clipped adam": (rules.clipped(rules.adam(), 0.7), {"lr": 0.01}, ADAM, {"lr": 0.01}, 0.7),
-    "clipped adamw, rarely": (rules.clipped(rules.adamw(), 3.5), {"lr": 0.01}, ADAMW, {"lr": 0.01, "weight_decay": 0.0}, 3.5),
+    "clipped adamw, rarely": (
+        rules.clipped(rules.adamw(), 3.5),
+        {"lr": 0.01},
+        ADAMW,
+        {"lr": 0.01, "weight_decay": 0.0},
+        3.5,
+    ),
 }
 DEFAULTS = {"lr": 0.0, "weight_decay": 0.0, "momentum": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
@@ -174,7 +186,7 @@ def test_geometric_multiplies_ten_to_the_value_by_its_factor(factor):
 
 
 def test_nesterov_with_dampening_is_refused():
-    with pytest.raises(ValueError, match="dampening is 0.1"):
+    with pytest.raises(ValueError, match=r"dampening is 0\.1"):
         rules.sgd(nesterov=True, dampening=0.1)
 
 

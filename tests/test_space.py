@@ -1,4 +1,4 @@
-"""Laws of the raw space: constrain inverts init, bounds hold after projection, draws are pure functions of seed and name."""
+"""Laws of the raw space: constrain inverts init, bounds hold after projection, draws depend on seed and name only."""
 
 import math
 from dataclasses import replace

@@ -50,9 +50,7 @@ def values(runs: int, update: int) -> dict[str, Any]:
 
 
 def start(directory: Path, **settings: Any) -> Telemetry:
-    return Telemetry(
-        directory, CONFIG, **{"progress": "none", "total": 100, "config_text": "a: 1\n", **settings}
-    )
+    return Telemetry(directory, CONFIG, **{"progress": "none", "total": 100, "config_text": "a: 1\n", **settings})
 
 
 def report_many(telemetry: Telemetry, runs: int, updates: range) -> None:
@@ -96,14 +94,10 @@ def test_a_tensor_of_any_type_is_written_exactly(dtype: torch.dtype):
 def test_element_statistics_are_quantiles(shape: tuple[int, ...], dtype: torch.dtype):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = tensor.double().flatten(1).numpy()
-    written = as_json(
-        elements(tensor.flatten(1).float() if dtype == torch.bfloat16 else tensor.flatten(1)), shape[0]
-    )
+    written = as_json(elements(tensor.flatten(1).float() if dtype == torch.bfloat16 else tensor.flatten(1)), shape[0])
     for name, share in {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}.items():
         expected = np.quantile(rows, share, axis=1)
-        np.testing.assert_allclose(
-            written[name], expected if shape[0] > 1 else expected[0], rtol=1e-12, atol=1e-15
-        )
+        np.testing.assert_allclose(written[name], expected if shape[0] > 1 else expected[0], rtol=1e-12, atol=1e-15)
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=40))
@@ -120,9 +114,7 @@ def test_finite_members_keep_their_quantiles_when_others_diverge():
     assert quantiles(np.array([*alive, *diverged]))[:3].tolist() == pytest.approx([0.0, 0.125, 0.625])
 
 
-@pytest.mark.parametrize(
-    "value", [2.0, [1.0, 2.0, None], {"w": 1.0, "b": 3.0}, {"w": {"min": 0, "median": 2.0}}]
-)
+@pytest.mark.parametrize("value", [2.0, [1.0, 2.0, None], {"w": 1.0, "b": 3.0}, {"w": {"min": 0, "median": 2.0}}])
 def test_the_progress_line_shows_medians(value: Any):
     assert typical(value) == 2.0
 
@@ -189,10 +181,7 @@ def test_an_interrupted_run_is_not_finished_and_says_how_to_continue(tmp_path: P
     with pytest.raises(KeyboardInterrupt), start(tmp_path):
         raise KeyboardInterrupt
     assert not is_finished(tmp_path)
-    assert (
-        f"stopped by KeyboardInterrupt; continue with --resume {tmp_path}"
-        in (tmp_path / "log.txt").read_text()
-    )
+    assert f"stopped by KeyboardInterrupt; continue with --resume {tmp_path}" in (tmp_path / "log.txt").read_text()
 
 
 # one writer
@@ -201,9 +190,7 @@ def test_an_interrupted_run_is_not_finished_and_says_how_to_continue(tmp_path: P
 def test_two_runs_into_one_directory_are_refused(tmp_path: Path):
     with start(tmp_path):
         for resume_at in (None, 0):
-            with pytest.raises(
-                ValueError, match=rf"two runs into the same directory: process {os.getpid()} on"
-            ):
+            with pytest.raises(ValueError, match=rf"two runs into the same directory: process {os.getpid()} on"):
                 start(tmp_path, resume_at=resume_at)
     start(tmp_path).close()  # nothing was reported: the directory is free again
 
@@ -228,18 +215,14 @@ def test_a_killed_run_frees_its_directory(tmp_path: Path):
 def test_a_directory_with_a_run_in_it_is_not_overwritten(tmp_path: Path, trace: str):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).write_text("{}\n")
-    with pytest.raises(
-        ValueError, match=r"already holds a run; continue it with --resume .* or choose another name"
-    ):
+    with pytest.raises(ValueError, match=r"already holds a run; continue it with --resume .* or choose another name"):
         start(tmp_path)
     assert (tmp_path / trace).read_text() == "{}\n"
 
 
 def test_an_unwritable_directory_is_one_clear_line(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        ValueError, match=r"log directory .*file/run cannot be written \(.+\); choose another"
-    ) as error:
+    with pytest.raises(ValueError, match=r"log directory .*file/run cannot be written \(.+\); choose another") as error:
         start(tmp_path / "file" / "run")
     assert "\n" not in str(error.value)
 
@@ -282,9 +265,7 @@ def test_reports_up_to_the_resumed_update_are_kept(tmp_path: Path, resume_at: in
 
 
 def test_a_damaged_line_in_the_middle_is_named_not_dropped(tmp_path: Path):
-    text = (
-        '{"step": 10, "update": 1, "time": 0.5}\n{"step": 20, "upd\n{"step": 30, "update": 3, "time": 0.7}\n'
-    )
+    text = '{"step": 10, "update": 1, "time": 0.5}\n{"step": 20, "upd\n{"step": 30, "update": 3, "time": 0.7}\n'
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"line 2 of .*metrics.jsonl is damaged"):
         start(tmp_path, resume_at=3)
@@ -359,9 +340,7 @@ def test_histograms_count_every_element(tmp_path: Path, size: int):
     board = events(tmp_path)
     shown = board.Histograms("Hyperparameter/Lr/w")[0].histogram_value
     assert (shown.min, shown.max, shown.num) == (tensor.min(), tensor.max(), size)
-    assert (shown.sum, shown.sum_squares) == pytest.approx(
-        (tensor.sum().item(), tensor.square().sum().item())
-    )
+    assert (shown.sum, shown.sum_squares) == pytest.approx((tensor.sum().item(), tensor.square().sum().item()))
     below = [int((tensor <= limit).sum()) for limit in shown.bucket_limit]
     assert np.cumsum(shown.bucket).tolist() == below
     assert max(shown.bucket) <= 1 + np.ceil(size / BUCKETS)
@@ -370,9 +349,7 @@ def test_histograms_count_every_element(tmp_path: Path, size: int):
 
 
 def test_diverged_elements_do_not_stop_the_reports(tmp_path: Path):
-    tensor = torch.stack(
-        [torch.tensor([1.0, float("nan"), 2.0, float("inf")]), torch.full((4,), float("nan"))]
-    )
+    tensor = torch.stack([torch.tensor([1.0, float("nan"), 2.0, float("inf")]), torch.full((4,), float("nan"))])
     with start(tmp_path, runs=2) as telemetry:
         record = telemetry.report(1, 1, {"hyper/lr": {"w": tensor}, "loss/train": tensor[:, 1]})
     assert record["loss/train"] == [None, None]
@@ -383,18 +360,14 @@ def test_diverged_elements_do_not_stop_the_reports(tmp_path: Path):
 
 @pytest.mark.parametrize(("runs", "folder"), [(1, "."), (2, "member_01"), (33, "members_max")])
 @pytest.mark.parametrize("finished", [True, False])
-def test_the_hparams_tab_knows_config_start_values_and_outcome(
-    tmp_path: Path, runs: int, folder: str, finished: bool
-):
+def test_the_hparams_tab_knows_config_start_values_and_outcome(tmp_path: Path, runs: int, folder: str, finished: bool):
     with start(tmp_path, runs=runs, initial={"init/lr": torch.arange(runs).double() / 2}) as telemetry:
         telemetry.report(1, 10, {"loss/test": torch.zeros(runs)})
         if finished:
             telemetry.close({})
     content = events(tmp_path / folder).summary_metadata
     sent = {
-        name: HParamsPluginData.FromString(data.plugin_data.content)
-        for name, data in content.items()
-        if "_hp" in name
+        name: HParamsPluginData.FromString(data.plugin_data.content) for name, data in content.items() if "_hp" in name
     }
     started = sent["_hparams_/session_start_info"].session_start_info.hparams
     assert {name: getattr(value, value.WhichOneof("kind")) for name, value in started.items()} == {

@@ -19,9 +19,10 @@ from hyperopt_id.dynamics import TrainState, make_dynamics
 from hyperopt_id.experiment import Parts, Stopwatch
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.population import Lift, Run
-from hyperopt_id.rules import Params, UpdateRule
+from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.task import Task
+from hyperopt_id.trees import Params
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def assemble(
         lift(space.constrain),
         space.tuned,
         curvature,
-        None if sub_batch == 1.0 else lift(lambda batch: task.thin(batch, sub_batch)),
+        None if sub_batch == 1.0 else _thinner(task, sub_batch, lift),
     )
 
     def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
@@ -87,7 +88,9 @@ def assemble(
         return trees.stack([_member(task, rule, space, meta, meta_space, seed, sample) for seed in seeds])
 
     def hyper(run: Run) -> dict[str, Any]:
-        return {name: _reported(space, name, values) for name, values in dynamics.constrain(run.raw, run.z.params).items()}
+        return {
+            name: _reported(space, name, values) for name, values in dynamics.constrain(run.raw, run.z.params).items()
+        }
 
     return Parts(
         start,
@@ -127,6 +130,16 @@ def _member(
         torch.tensor(-1, device=like.device),
         torch.tensor(0, device=like.device),
     )
+
+
+def _thinner(task: Task, fraction: float, lift: Callable[..., Any]) -> Callable[[Any], Any]:
+    """`task.thin` on batches of a chunk; only tensors go through vmap, the name of the split does not."""
+
+    def tensors(batch: Any) -> dict[str, Tensor]:
+        fields = task.thin(batch, fraction)._asdict()
+        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+    return lambda batch: batch._replace(**lift(tensors)(batch))
 
 
 def _autocast(loss: Callable[..., Any]) -> Callable[..., Any]:

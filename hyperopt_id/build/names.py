@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hyperopt_id import compilation, curvature, hypergrad, population, rules, space
 from hyperopt_id.build.assemble import Execution, adam_space, assemble
-from hyperopt_id.config_schema import Config, ModelConfig
+from hyperopt_id.build.tasks import build_task
+from hyperopt_id.config_schema import Config
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
-from hyperopt_id.tasks import models
-from hyperopt_id.tasks.data import Dataset
-from hyperopt_id.tasks.diabetes import diabetes
-from hyperopt_id.tasks.digits import digits
-from hyperopt_id.tasks.fashion_mnist import fashion_mnist
-from hyperopt_id.tasks.task import Task, supervised
-from hyperopt_id.tasks.uci import SOURCES, uci
-from hyperopt_id.tasks.user_csv import csv_table
+from hyperopt_id.tasks.task import Task
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -43,24 +34,11 @@ ENGINES: dict[str, Callable[[Config], Engine]] = {
     "one_step": lambda config: hypergrad.one_step(),
     "forward": lambda config: hypergrad.forward(config.window),
 }
-DATASETS: dict[str, Callable[[Config, Path], tuple[Dataset, str]]] = {
-    "digits": lambda config, root: (digits(root, config.task.validation_fraction), "cross_entropy"),
-    "diabetes": lambda config, root: (diabetes(root, config.task.validation_fraction), "mse"),
-    "fashion_mnist": lambda config, root: (fashion_mnist(root, config.task.validation_fraction), "cross_entropy"),
-    "csv": lambda config, root: _csv(config),
-    **{
-        f"uci_{name}": lambda config, root, name=name: (uci(root, name, config.task.validation_fraction), "mse")
-        for name in SOURCES
-    },
-}
-MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {
-    "mlp": lambda model: models.mlp(model.sizes or (), model.activation, model.batch_norm, model.dropout),
-}
 SECONDS_WORTH_COMPILING = 60.0  # of eager training: compiling takes 10 to 30 seconds, and saves about half
 
 
-def from_config(config: Config, *, compile: bool | None = None) -> tuple[Parts, Plan]:
-    """Parts and plan of the run that a config describes. `compile` repeats the decision of an earlier start."""
+def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts, Plan]:
+    """Parts and plan of the run that a config describes. `compiled` repeats the decision of an earlier start."""
     device = pick_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -78,9 +56,9 @@ def from_config(config: Config, *, compile: bool | None = None) -> tuple[Parts, 
     }
     plan = build_plan(config)
     execution = _execution(config, device)
-    if compile is None:
-        compile = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
-    return assemble(task, **common, execution=replace(execution, compile=compile)), plan
+    if compiled is None:
+        compiled = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
+    return assemble(task, **common, execution=replace(execution, compile=compiled)), plan
 
 
 def pick_device(name: str) -> torch.device:
@@ -89,34 +67,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def data_root(config: Config) -> Path:
-    return Path(config.data_root or os.environ.get("HYPEROPT_ID_DATA") or "data")
-
-
 def run_seeds(config: Config) -> list[int]:
     """Members of a population have consecutive seeds, so a larger population holds every smaller one."""
     return [config.seed + member for member in range(config.population.runs)]
-
-
-def build_task(config: Config, device: torch.device) -> Task:
-    dtype = torch.float64 if config.dtype == "float64" else torch.float32
-    dataset, criterion = DATASETS[config.task.name](config, data_root(config))
-    batch_size = None if config.task.batch_size == "all" else config.task.batch_size
-    model = config.task.model
-    task = supervised(dataset.to(device, dtype), lambda: MODELS[model.name](model), criterion, batch_size)
-    if model.init_from is None:
-        return task
-    return replace(task, init=lambda seed: models.load_weights(str(model.init_from), *task.init(seed)))
-
-
-def _csv(config: Config) -> tuple[Dataset, str]:
-    task = config.task
-    loss = task.loss or "mse"
-    standardize = task.standardize
-    dataset = csv_table(
-        str(task.path), task.splits or (), standardize.inputs, standardize.targets, loss, task.validation_fraction
-    )
-    return dataset, loss
 
 
 def build_rule(config: Config) -> UpdateRule:
@@ -141,19 +94,20 @@ def _meta(config: Config) -> dict[str, Any]:
         assert meta.factor is not None
         factor = Hyper(meta.factor) if isinstance(meta.factor, float | int) else Hyper(1.0, sample=meta.factor.sample)
         return {"meta": rules.geometric(), "meta_space": Space({"factor": factor})}
-    if meta.rule == "sgd":
-        values = {"lr": meta.lr, "weight_decay": 0.0, "momentum": 0.0}
+    if meta.rule in ("sgd", "none"):  # none: hypergradients are computed and reported, and nothing follows them
+        values = {"lr": meta.lr if meta.rule == "sgd" else 0.0, "weight_decay": 0.0, "momentum": 0.0}
         return {"meta": rules.sgd(), "meta_space": Space({name: Hyper(value) for name, value in values.items()})}
     return {"meta": rules.adam(), "meta_space": adam_space(meta.lr, meta.beta1, meta.beta2, meta.eps)}
 
 
 def _curvature(config: Config, task: Task, seed: int) -> Curvature:
     chosen = config.hypergradient.curvature
-    if config.hypergradient.engine == "one_step" or config.hypergradient.terms == 1:
+    engine = config.hypergradient.engine
+    if engine == "one_step" or (engine == "neumann" and config.hypergradient.terms == 1):
         return curvature.none
     if chosen.name == "finite_difference":
         return curvature.finite_difference(chosen.epsilon, chosen.sides)
-    if chosen.name == "exact" or config.hypergradient.engine == "none":
+    if chosen.name == "exact" or engine == "none":
         return curvature.exact
     params, buffers = task.init(seed)
     batch = population.steps_of_one(task.batches("train", [seed], 0, 1))[0]

@@ -1,7 +1,8 @@
 """Tables of examples: reading them, checking them, splitting them by position, standardizing them.
 
-standardized = (x - mean) / deviation,   statistics over the rows of train + validation, constant
-columns: / 1
+    standardized = (x - mean) / deviation
+
+with the statistics of the train and validation rows; the deviation of a constant column is taken as 1.
 """
 
 import csv
@@ -57,22 +58,17 @@ def split_by_position(
     """Bounds of (train, validation, test) row counts, in file order. `validation_fraction` moves the border
     between train and validation: that part of the two together, its last rows, is validation."""
     if len(counts) != 3:
-        raise ValueError(
-            f"{name}: splits must be three row counts [train, validation, test], got {list(counts)}"
-        )
+        raise ValueError(f"{name}: splits must be three row counts [train, validation, test], got {list(counts)}")
     train, validation, test = (int(count) for count in counts)
     if validation_fraction is not None:
         if not 0.0 < validation_fraction < 1.0:
-            raise ValueError(
-                f"{name}: validation_fraction must be between 0 and 1, got {validation_fraction}"
-            )
+            raise ValueError(f"{name}: validation_fraction must be between 0 and 1, got {validation_fraction}")
         both = train + validation
         validation = round(validation_fraction * both)
         train = both - validation
     if min(train, validation, test) < 1:
         raise ValueError(
-            f"{name}: a split is empty: train {train}, validation {validation}, test {test} rows; "
-            "each needs at least 1"
+            f"{name}: a split is empty: train {train}, validation {validation}, test {test} rows; each needs at least 1"
         )
     if train + validation + test != rows:
         raise ValueError(
@@ -125,9 +121,7 @@ def read_csv(path: Path) -> np.ndarray:
         header = not any(_is_number(cell) for cell in next(csv.reader(stream), []))
     try:
         with warnings.catch_warnings(action="ignore"):  # about a file without rows, an error below
-            table = np.loadtxt(
-                path, delimiter=",", skiprows=int(header), ndmin=2, comments=None, quotechar='"'
-            )
+            table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, comments=None, quotechar='"')
         if table.shape[1] >= 2 and np.isfinite(table).all():
             return table
     except ValueError:
@@ -137,19 +131,13 @@ def read_csv(path: Path) -> np.ndarray:
 
 def _read_csv_slowly(path: Path, header: bool) -> np.ndarray:
     with open(path, newline="", encoding="utf-8-sig") as stream:
-        lines = [
-            (number, row)
-            for number, row in enumerate(csv.reader(stream), start=1)
-            if any(map(str.strip, row))
-        ]
+        lines = [(number, row) for number, row in enumerate(csv.reader(stream), start=1) if any(map(str.strip, row))]
     lines = lines[int(header) :]
     if not lines:
         raise ValueError(f"{path}: no rows of numbers in this file")
     width = len(lines[0][1])
     if width < 2:
-        raise ValueError(
-            f"{path}: needs at least one input column and the target column, found {width} column"
-        )
+        raise ValueError(f"{path}: needs at least one input column and the target column, found {width} column")
     return np.array([_numbers(path, number, row, width) for number, row in lines])
 
 

@@ -1,5 +1,4 @@
-"""Data sets that Debian and its derivatives package: from the installed package, or downloaded without root
-rights."""
+"""Data sets that Debian packages: from the installed package, or downloaded without root rights."""
 
 import os
 import shutil
@@ -12,8 +11,12 @@ from pathlib import Path
 from hyperopt_id.tasks.fetch import Source, Unavailable, progress, say
 
 POLL_SECONDS = 0.2
-# A machine without network answers within this time instead of hanging.
-QUICK = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
+OPTIONS = (
+    "-oAPT::Sandbox::User=",  # apt's own unprivileged user could not write into a private folder
+    "-oAcquire::Retries=1",  # a machine without network answers soon instead of hanging
+    "-oAcquire::http::Timeout=20",
+    "-oAcquire::https::Timeout=20",
+)
 
 
 def installed(package: str, share: str) -> Source:
@@ -49,24 +52,13 @@ def downloaded(package: str, share: str) -> Source:
 def _apt_download(package: str, scratch: Path) -> Path:
     """The package file, in `scratch`. Where the machine's package lists are missing or out of date, lists
     are fetched into a private folder, which needs no root rights."""
-    sandbox = (
-        "-o",
-        "APT::Sandbox::User=",
-        *QUICK,
-    )  # apt's own unprivileged user could not write into `scratch`
     try:
-        return _apt_get(package, scratch, sandbox)
+        return _apt_get(package, scratch, OPTIONS)
     except Unavailable:
         say("  the package lists of this machine do not serve; fetching lists into a temporary folder")
     for name in ("lists/partial", "cache/archives/partial"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
-    private = (
-        *sandbox,
-        "-o",
-        f"Dir::State::lists={scratch / 'lists'}",
-        "-o",
-        f"Dir::Cache={scratch / 'cache'}",
-    )
+    private = (*OPTIONS, f"-oDir::State::lists={scratch / 'lists'}", f"-oDir::Cache={scratch / 'cache'}")
     _run(["apt-get", *private, "update"], scratch)
     return _apt_get(package, scratch, private)
 
@@ -97,9 +89,7 @@ def _apt_get(package: str, scratch: Path, options: Sequence[str]) -> Path:
 
 def _run(command: Sequence[str], folder: Path) -> str:
     """Standard output of a command; `Unavailable` with the last line of its complaint where it fails."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     if done.returncode != 0:
         raise Unavailable(f"{' '.join(command[:1])}: {_last_line(done.stderr)}")
     return done.stdout

@@ -9,9 +9,7 @@ from hyperopt_id.tasks.data import Dataset, regression, split_by_position
 SPLITS = (282, 80, 80)
 
 
-def diabetes(
-    root: Path | None = None, validation_fraction: float | None = None, download: bool = True
-) -> Dataset:
+def diabetes(root: Path | None = None, validation_fraction: float | None = None, download: bool = True) -> Dataset:
     """442 rows, 10 features, inputs and targets standardized; 282 / 80 / 80 by position. Needs scikit-learn
     (a ValueError says so when it is missing); `root` and `download` are not used."""
     try:

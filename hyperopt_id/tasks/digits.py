@@ -16,9 +16,7 @@ from hyperopt_id.tasks.data import Dataset, split_by_position
 SPLITS = (1097, 350, 350)
 
 
-def digits(
-    root: Path | None = None, validation_fraction: float | None = None, download: bool = True
-) -> Dataset:
+def digits(root: Path | None = None, validation_fraction: float | None = None, download: bool = True) -> Dataset:
     """Inputs [1797, 64] = pixel / 16, targets the digit; train / validation / test 1097 / 350 / 350 by
     position. `root` and `download` are not needed: they are there because every loader has them."""
     packed = importlib.resources.files("hyperopt_id.tasks").joinpath("digits.csv.gz").read_bytes()

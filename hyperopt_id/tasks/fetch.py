@@ -1,5 +1,4 @@
-"""Getting files that are not there: sources tried in turn, checksums, atomic writes, a progress bar, clear
-errors.
+"""Getting files that are not there: sources tried in turn, checksums, atomic writes, a progress bar.
 
 A file appears under its final name only when it is complete and its checksum is right.
 """
@@ -34,9 +33,7 @@ class Unavailable(Exception):  # noqa: N818 - not an error for the user, only fo
     """This source cannot provide the files; the text says why."""
 
 
-def fetch(
-    name: str, target: Path, checksums: Mapping[str, str], sources: Sequence[Source], cure: str
-) -> None:
+def fetch(name: str, target: Path, checksums: Mapping[str, str], sources: Sequence[Source], cure: str) -> None:
     """Fill the folder `target` with the files of `checksums` (file name -> see `read_verified`) from the
     first source whose files all have the right checksums. When none does, a ValueError lists what was tried
     and ends with `cure`, the commands that would provide the files."""
@@ -67,8 +64,7 @@ def _install(folder: Path, target: Path, files: Sequence[str]) -> None:
                 write_atomically(target / file, iter(lambda: stream.read(CHUNK_BYTES), b""))
     except OSError as error:
         raise ValueError(
-            f"cannot write the data set to {target} ({error.strerror}): "
-            "choose a writable folder with --data-root"
+            f"cannot write the data set to {target} ({error.strerror}): choose a writable folder with --data-root"
         ) from error
 
 
@@ -118,9 +114,7 @@ def download(url: str, path: Path) -> None:
 def progress(label: str, total: int) -> tqdm:
     """A bar in bytes; where standard error is no terminal it is redrawn rarely, to keep log files short."""
     rarely = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(
-        desc=label, total=total or None, unit="B", unit_scale=True, unit_divisor=1024, mininterval=rarely
-    )
+    return tqdm(desc=label, total=total or None, unit="B", unit_scale=True, unit_divisor=1024, mininterval=rarely)
 
 
 def say(text: str) -> None:

@@ -126,7 +126,7 @@ def stateless_dropout(module: nn.Module) -> nn.Module:
         hidden = isinstance(part, nn.MultiheadAttention | nn.RNNBase) and part.dropout > 0
         if hidden or (isinstance(part, _DropoutNd) and part.p > 0):
             raise ValueError(
-                f"{name or 'the model'} ({type(part).__name__}) draws dropout from a global generator, so a step could "
-                "not be repeated: use nn.Dropout layers, which are replaced by a stateless one, or no dropout there"
+                f"{name or 'the model'} ({type(part).__name__}) draws dropout from a global generator, "
+                "so no step could be repeated: use nn.Dropout layers, which are replaced by a stateless one"
             )
     return module

@@ -54,12 +54,8 @@ def penn_treebank(
     Files: <root>/penn_treebank/ptb.{train,valid,test}.txt, downloaded when they are missing.
     """
     folder = locate(Path(root), download)
-    words = [
-        (folder / name).read_text(encoding="utf-8").replace("\n", " <eos> ").split() for name in CHECKSUMS
-    ]
-    vocabulary = {
-        word: number for number, word in enumerate(sorted({word for text in words for word in text}))
-    }
+    words = [(folder / name).read_text(encoding="utf-8").replace("\n", " <eos> ").split() for name in CHECKSUMS]
+    vocabulary = {word: number for number, word in enumerate(sorted({word for text in words for word in text}))}
     known, test = words[0] + words[1], words[2]
     texts = [torch.tensor([vocabulary[word] for word in text]) for text in (known, test)]
     fraction = VALIDATION_FRACTION if validation_fraction is None else validation_fraction
@@ -73,10 +69,7 @@ def locate(root: Path, download: bool = True) -> Path:
         if all((root / place / name).is_file() for name in CHECKSUMS):
             return root / place
     folder = root / PLACES[0]
-    cure = (
-        f"To provide it yourself: put {', '.join(CHECKSUMS)} (Mikolov's simple-examples, data folder) "
-        f"into {folder}."
-    )
+    cure = f"To provide it yourself: put {', '.join(CHECKSUMS)} (Mikolov's simple-examples, data folder) into {folder}."
     fetch("Penn Treebank", folder, CHECKSUMS, (web(MIRROR),) if download else (), cure)
     return folder
 
@@ -128,9 +121,7 @@ class Streams:
         per_epoch = math.ceil((last - first - 1) / self.length)
         numbers = torch.arange(start, start + steps) % per_epoch
         rows = first + torch.clamp(numbers * self.length, max=last - first - 1 - self.length)
-        index = (rows[:, None] + torch.arange(self.length))[:, None, :, None] * self.width + torch.arange(
-            self.width
-        )
+        index = (rows[:, None] + torch.arange(self.length))[:, None, :, None] * self.width + torch.arange(self.width)
         index = index.expand(steps, len(seeds), self.length, self.width).to(self.tokens.device)
         return Batch(index, batch_seeds(split, seeds, start, steps, self.tokens.device), split)
 
@@ -157,11 +148,7 @@ def language_task(streams: Streams, module_factory: Callable[[], nn.Module], dty
     initial_state = getattr(module.evaluation.module, "initial_state", None)
 
     def zeros() -> Tensors:
-        return (
-            {}
-            if initial_state is None
-            else {k: v.detach().clone() for k, v in initial_state(streams.width).items()}
-        )
+        return {} if initial_state is None else {k: v.detach().clone() for k, v in initial_state(streams.width).items()}
 
     def init(seed: int) -> tuple[Tensors, Tensors]:
         params, buffers = module.init(seed)
@@ -174,9 +161,7 @@ def language_task(streams: Streams, module_factory: Callable[[], nn.Module], dty
         arguments = (streams.tokens[batch.index].t(), *([start] if state else []))
         outputs, rest = module.train(params, rest, batch.seed, *arguments)
         logits, after = outputs if state else (outputs, {})
-        value = F.cross_entropy(
-            logits.flatten(0, 1), streams.tokens[batch.index + streams.width].t().flatten()
-        )
+        value = F.cross_entropy(logits.flatten(0, 1), streams.tokens[batch.index + streams.width].t().flatten())
         kept = after if batch.split in CARRIED else state
         return value, (rest | {STATE + name: tensor.detach() for name, tensor in kept.items()}, {})
 

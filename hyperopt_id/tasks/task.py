@@ -36,16 +36,21 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """init(seed) -> (params, buffers), leaving the global generators untouched. loss(params, buffers,
-    batch) -> (scalar, (new buffers, metrics)): training mode, arguments never written to;
-        runs under vmap over (params, buffers, index, seed) and torch.compile, and is twice differentiable.
-    evaluate(params, buffers, split) -> metrics of the whole split in evaluation mode: loss, and what the
-    task has of
-        accuracy, unnormalized_loss, perplexity.
-    batches(split, seeds, start, steps) -> Batch with leading axes [T, R]: batches start..start+steps-1 of R
-    streams. thin(batch, fraction) -> a random sub-batch of ceil(fraction · B) rows, an unbiased estimate of
-    the batch. sizes: rows per split. roles: parameter name -> input | hidden | output | bias | norm |
-    embedding.
+    """The six parts of a training problem.
+
+    init(seed) -> (params, buffers)
+        leaves the global generators untouched.
+    loss(params, buffers, batch) -> (scalar, (new buffers, metrics))
+        training mode; arguments are never written to; runs under vmap over (params, buffers, index, seed) and
+        torch.compile, and is twice differentiable.
+    evaluate(params, buffers, split) -> metrics of the whole split
+        evaluation mode; the loss, and what the task has of accuracy, unnormalized_loss, perplexity.
+    batches(split, seeds, start, steps) -> Batch with leading axes [T, R]
+        batches number start..start+steps-1 of R streams.
+    thin(batch, fraction) -> Batch
+        a random sub-batch of ceil(fraction · B) rows, an unbiased estimate of the batch.
+    sizes, roles
+        rows per split; parameter name -> input | hidden | output | bias | norm | embedding.
     """
 
     init: Callable[[int], tuple[Tensors, Tensors]]
@@ -57,9 +62,7 @@ class Task:
     roles: dict[str, str] = field(default_factory=dict)
 
 
-def supervised(
-    dataset: Dataset, module_factory: ModuleFactory, criterion: str, batch_size: int | None
-) -> Task:
+def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, batch_size: int | None) -> Task:
     """The task of fitting a module to (inputs, targets): `criterion` is "cross_entropy" (targets int64 [N],
     outputs [B, classes]) or "mse" (mean over all entries); `batch_size` None means the whole split.
 
@@ -105,9 +108,7 @@ def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> No
     try:
         outputs = module.evaluation.module(dataset.inputs[:2])
     except (RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"the model does not take the data's inputs, of shape {shape} each: {error}"
-        ) from error
+        raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {error}") from error
     given = list(outputs.shape[1:])
     if criterion == "mse" and outputs.numel() != targets.numel():
         needed = list(targets.shape[1:]) or [1]
@@ -117,9 +118,7 @@ def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> No
         if not classes:
             raise ValueError("cross_entropy needs integer targets, these are real numbers: use mse")
         if len(given) != 1 or given[0] < classes:
-            raise ValueError(
-                f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]"
-            )
+            raise ValueError(f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]")
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -155,9 +154,7 @@ class RowSampler:
             dataset,
             batch_size,
             sizes={split: last - first for split, (first, last) in bounds.items()},
-            streams={
-                split: Permutations(split, last - first, first) for split, (first, last) in bounds.items()
-            },
+            streams={split: Permutations(split, last - first, first) for split, (first, last) in bounds.items()},
             whole={
                 split: (dataset.inputs[first:last], dataset.targets[first:last])
                 for split, (first, last) in bounds.items()
@@ -174,10 +171,8 @@ class RowSampler:
         if batch.index is None:
             return self.whole[batch.split]
         inputs, targets = (F.embedding(batch.index, table) for table in self.tables)
-        return inputs.unflatten(1, self.dataset.inputs.shape[1:]), self._targets(targets)
-
-    def _targets(self, rows: Tensor) -> Tensor:
-        return rows.squeeze(1) if self.dataset.targets.ndim == 1 else rows
+        inputs = inputs.unflatten(1, self.dataset.inputs.shape[1:])
+        return inputs, targets.squeeze(1) if self.dataset.targets.ndim == 1 else targets
 
     def batches(self, split: str, seeds: Sequence[int], start: int, steps: int) -> Batch:
         """See `Task.batches`: index [T, R, B] or None, seed [T, R]."""

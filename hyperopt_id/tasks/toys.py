@@ -113,9 +113,7 @@ class Ridge:
         """Validation loss at the fixed point, differentiable in ξ."""
         first, last = self.data.bounds("validation")
         return (
-            (self.data.inputs[first:last] @ self.solution(weight_decay) - self.data.targets[first:last])
-            .pow(2)
-            .mean()
+            (self.data.inputs[first:last] @ self.solution(weight_decay) - self.data.targets[first:last]).pow(2).mean()
         )
 
     def hypergradient(self, weight_decay: Tensor | float) -> Tensor:

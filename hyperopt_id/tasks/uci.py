@@ -53,8 +53,7 @@ def uci(root: Path, name: str, validation_fraction: float | None = None, downloa
     table = read_csv(path) if path.suffix == ".csv" else _tensors(path)
     if table.shape[1] != source.features + 1:
         raise ValueError(
-            f"{path}: has {table.shape[1]} columns, "
-            f"{source.folder} needs {source.features} features and the target"
+            f"{path}: has {table.shape[1]} columns, {source.folder} needs {source.features} features and the target"
         )
     splits = split_by_position(source.splits, len(table), str(path), validation_fraction)
     return regression(table, splits)
@@ -79,9 +78,7 @@ def _folders(root: Path, folder: str) -> Iterator[Path]:
     """Folders called UCI_Energy, Energy, uci_energy, ..., in a fixed order."""
     wanted = {folder.lower(), folder.lower().removeprefix("uci_")}
     if root.is_dir():
-        yield from sorted(
-            (path for path in root.iterdir() if path.name.lower() in wanted), key=lambda path: path.name
-        )
+        yield from sorted((path for path in root.iterdir() if path.name.lower() in wanted), key=lambda path: path.name)
 
 
 def _tensors(path: Path) -> np.ndarray:
@@ -91,9 +88,7 @@ def _tensors(path: Path) -> np.ndarray:
         inputs, targets = (torch.load(file, weights_only=True, map_location="cpu") for file in files)
         table = torch.cat([inputs.double(), targets.double().reshape(len(inputs), -1)], dim=1).numpy()
     except Exception as error:
-        raise ValueError(
-            f"{path} and targets.pt are not tensors with one row per example ({error})"
-        ) from error
+        raise ValueError(f"{path} and targets.pt are not tensors with one row per example ({error})") from error
     rows, columns = np.nonzero(~np.isfinite(table))
     if len(rows):
         raise ValueError(f"{path}: row {rows[0] + 1}, column {columns[0] + 1} is not a finite number")

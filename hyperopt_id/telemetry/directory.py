@@ -79,9 +79,7 @@ def keep_until(metrics: IO[bytes], update: int) -> dict[str, Any] | None:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(
-                f"line {number} of {metrics.name} is damaged ({error}); remove it to resume"
-            ) from error
+            raise ValueError(f"line {number} of {metrics.name} is damaged ({error}); remove it to resume") from error
         if record["update"] > update:
             break
         last, end = record, end + len(line)

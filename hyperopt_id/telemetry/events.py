@@ -31,9 +31,7 @@ _GROUPS = {"unnormalized_loss": "Unnormalised_Loss", "hyper": "Hyperparameter"}
 def tag(name: str) -> str:
     """``loss/train`` -> ``Loss/Training``, ``hyper/weight_decay`` -> ``Hyperparameter/Weight_Decay``."""
     group, *rest = name.split("/")
-    leaves = (
-        "Training" if leaf == "train" else leaf.replace("_", " ").title().replace(" ", "_") for leaf in rest
-    )
+    leaves = ("Training" if leaf == "train" else leaf.replace("_", " ").title().replace(" ", "_") for leaf in rest)
     return "/".join([_GROUPS.get(group, group.replace("_", " ").title().replace(" ", "_")), *leaves])
 
 
@@ -69,9 +67,7 @@ class Board:
             file.write(0, [_session_start({**dict(_flat(config)), **own})])
 
     def write(self, step: int, measured: Mapping[str, Measured]) -> None:
-        series = [
-            (label, value) for name, value in measured.items() for label, value in _leaves(tag(name), value)
-        ]
+        series = [(label, value) for name, value in measured.items() for label, value in _leaves(tag(name), value)]
         if self._summarized:
             over = [(label, quantiles(_center(value))) for label, value in series]
             for q, file in enumerate(self._files):
@@ -169,19 +165,13 @@ def _session_start(hyperparameters: Mapping[str, Any]) -> Summary.Value:
             info.hparams[name].string_value = value
         else:
             info.hparams[name].number_value = float(value)
-    return _plugin_value(
-        metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=info)
-    )
+    return _plugin_value(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=info))
 
 
 def _session_end(status: str) -> Summary.Value:
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    return _plugin_value(
-        metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info)
-    )
+    return _plugin_value(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
 
 
 def _plugin_value(label: str, data: plugin_data_pb2.HParamsPluginData) -> Summary.Value:
-    return Summary.Value(
-        tag=label, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
-    )
+    return Summary.Value(tag=label, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)

@@ -59,9 +59,7 @@ def _measure_tensor(value: Any, runs: int) -> Series | Elements:
 
 def elements(x_RN: Tensor) -> Elements:
     # numpy sorts floats about thirty times as fast as torch does on a CPU
-    x_RN = (
-        torch.from_numpy(np.sort(x_RN.numpy(), axis=1)) if x_RN.device.type == "cpu" else x_RN.sort(1).values
-    )
+    x_RN = torch.from_numpy(np.sort(x_RN.numpy(), axis=1)) if x_RN.device.type == "cpu" else x_RN.sort(1).values
     ranks = np.unique(np.linspace(0, x_RN.shape[1] - 1, BUCKETS + 1).round().astype(np.int64))
     return Elements(
         quantiles=_interpolate(x_RN, np.array(list(SHARES.values()))),

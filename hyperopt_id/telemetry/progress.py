@@ -71,7 +71,5 @@ class Progress:
 def headline(record: dict[str, Any]) -> str:
     """``loss/train 0.412, lr 0.0031``: losses and natural hyperparameters, medians where there are many."""
     shown = {name: record[name] for name in _SHOWN if name in record}
-    shown |= {
-        name.removeprefix("hyper/"): value for name, value in record.items() if name.startswith("hyper/")
-    }
+    shown |= {name.removeprefix("hyper/"): value for name, value in record.items() if name.startswith("hyper/")}
     return ", ".join(f"{name} {typical(value):.4g}" for name, value in shown.items())

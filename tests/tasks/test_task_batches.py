@@ -1,4 +1,4 @@
-"""Batches are a pure function of (split, run seed, position); thinned batches are unbiased."""
+"""Batches are pure in (split, run seed, position); thinned ones are unbiased; misfits are refused."""
 
 import pytest
 import torch
@@ -13,12 +13,18 @@ ROWS = (30, 12, 9)
 SPLITS = {"train": (0, 30), "validation": (30, 42), "test": (42, 51), "train+validation": (0, 42)}
 
 
-def make(batch_size: int | None) -> Task:
+def table(classes: int | None = None) -> Dataset:
+    """51 random rows in float64; targets are classes or, with None, numbers."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(51, 4, generator=generator, dtype=torch.float64)
     targets = torch.randn(51, generator=generator, dtype=torch.float64)
-    data = Dataset(inputs, targets, split_by_position(ROWS, 51, "table"))
-    return supervised(data, lambda: mlp([4, 5, 1], "tanh"), "mse", batch_size)
+    if classes:
+        targets = torch.arange(51) % classes
+    return Dataset(inputs, targets, split_by_position(ROWS, 51, "table"))
+
+
+def make(batch_size: int | None) -> Task:
+    return supervised(table(), lambda: mlp([4, 5, 1], "tanh"), "mse", batch_size)
 
 
 def index_of(batch: Batch) -> torch.Tensor:
@@ -145,3 +151,24 @@ def test_random_normal_numbers_have_the_right_moments():
     assert values.mean().item() == pytest.approx(0.0, abs=0.02)
     assert values.std().item() == pytest.approx(1.0, abs=0.02)
     assert values.pow(4).mean().item() == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "sizes, criterion, classes, message",
+    [
+        ([5, 3], "cross_entropy", 3, r"does not take the data's inputs, of shape \[4\] each"),
+        ([4, 2], "cross_entropy", 3, r"outputs have shape \[2\] each, 3 classes need \[3\]"),
+        ([4, 3], "cross_entropy", None, "needs integer targets"),
+        ([4, 2], "mse", None, r"outputs of the model have shape \[2\] each, the targets need \[1\]"),
+    ],
+)
+def test_models_that_do_not_fit_the_data_are_refused(sizes: list, criterion: str, classes: int | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        supervised(table(classes), lambda: mlp(sizes), criterion, 5)
+
+
+def test_wrong_criterion_and_batch_size_are_refused():
+    with pytest.raises(ValueError, match="criterion 'hinge'"):
+        supervised(table(), lambda: mlp([4, 3]), "hinge", 5)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        supervised(table(), lambda: mlp([4, 3]), "mse", 0)

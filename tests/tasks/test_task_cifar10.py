@@ -96,9 +96,7 @@ def test_wrong_files_are_named(tmp_path: Path):
     checksum = save_archive(tmp_path / "two", files)
     with pytest.raises(ValueError, match=f"{ARCHIVE} lacks data_batch_2"):
         cifar10(tmp_path / "two", splits=SPLITS, download=False, checksum=checksum)
-    with pytest.raises(
-        ValueError, match=f"{ARCHIVE} is corrupt: the SHA256 checksum of its file should be 6d958be"
-    ):
+    with pytest.raises(ValueError, match=f"{ARCHIVE} is corrupt: the SHA256 checksum of its file should be 6d958be"):
         cifar10(tmp_path / "two", download=False)
     with pytest.raises(ValueError, match=r"CIFAR-10 is not in .* switched off"):
         cifar10(tmp_path / "three", download=False)

@@ -25,9 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     images[:40, 0, 0] = 7  # a constant pixel, but for the test part
     labels = generator.integers(0, 10, 50, dtype=np.uint8)
     arrays = dict(zip(fashion_mnist.CHECKSUMS, (images[:40], labels[:40], images[40:], labels[40:])))
-    digests = {
-        name: f"gzip sha256:{hashlib.sha256(idx(values)).hexdigest()}" for name, values in arrays.items()
-    }
+    digests = {name: f"gzip sha256:{hashlib.sha256(idx(values)).hexdigest()}" for name, values in arrays.items()}
     monkeypatch.setattr(fashion_mnist, "CHECKSUMS", digests)
     monkeypatch.setattr(fashion_mnist, "SPLITS", (30, 10, 10))
     return arrays
@@ -47,9 +45,7 @@ def test_fashion_mnist_from_a_local_folder(small: dict, tmp_path: Path, folder: 
     pixels = torch.from_numpy(np.concatenate([images, test_images])).reshape(50, 784).double()
     deviation = pixels[:40].std(0, correction=0)
     deviation[0] = 1.0
-    torch.testing.assert_close(
-        data.inputs.double(), (pixels - pixels[:40].mean(0)) / deviation, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(data.inputs.double(), (pixels - pixels[:40].mean(0)) / deviation, rtol=1e-5, atol=1e-5)
     assert data.inputs.dtype == torch.float32
     assert data.targets.tolist() == [*labels, *test_labels]
     assert data.splits == {"train": (0, 30), "validation": (30, 40), "test": (40, 50)}
@@ -72,9 +68,7 @@ def test_a_corrupt_file_of_fashion_mnist_is_named(small: dict, tmp_path: Path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"t10k-labels-idx1-ubyte.gz is corrupt: .*should be [0-9a-f]{64}, but it is"
-    ):
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz is corrupt: .*should be [0-9a-f]{64}, but it is"):
         fashion_mnist.fashion_mnist(tmp_path)
 
 
@@ -87,7 +81,5 @@ def test_a_missing_fashion_mnist_says_what_would_provide_it(small: dict, tmp_pat
 
 def test_the_sources_of_fashion_mnist_are_tried_in_the_promised_order():
     labels = [source.label for source in fashion_mnist.sources()]
-    assert labels[:2] == [
-        f"{how} dataset-fashion-mnist" for how in ("the installed package", "apt-get download")
-    ]
+    assert labels[:2] == [f"{how} dataset-fashion-mnist" for how in ("the installed package", "apt-get download")]
     assert all(label.startswith("https://") for label in labels[2:])

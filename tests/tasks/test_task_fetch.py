@@ -82,9 +82,7 @@ def test_a_data_folder_that_cannot_be_written(server, tmp_path: Path):
     folder, url = server
     (folder / "file").write_bytes(CONTENT)
     (tmp_path / "set").write_text("a file where the folder should be")
-    with pytest.raises(
-        ValueError, match=r"cannot write the data set to .*choose a writable folder with --data-root"
-    ):
+    with pytest.raises(ValueError, match=r"cannot write the data set to .*choose a writable folder with --data-root"):
         fetch("The set", tmp_path / "set", {"file": CHECKSUM}, [web(url)], "cure")
 
 
@@ -125,9 +123,7 @@ def test_checksums_of_files_and_of_their_decompressed_content(tmp_path: Path):
 # Debian packages
 
 
-def test_an_installed_package_is_found_in_the_share_directories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_installed_package_is_found_in_the_share_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = tmp_path / "share" / "datasets" / "thing"
     place.mkdir(parents=True)
     (place / "file").touch()

@@ -74,9 +74,7 @@ def test_dropout_of_torch_is_replaced_in_any_module():
     ids=lambda module: type(module).__name__,
 )
 def test_dropout_from_a_global_generator_is_refused(module: nn.Module):
-    with pytest.raises(
-        ValueError, match=rf"0 \({type(module).__name__}\) draws dropout from a global generator"
-    ):
+    with pytest.raises(ValueError, match=rf"0 \({type(module).__name__}\) draws dropout from a global generator"):
         FunctionalModule(lambda: nn.Sequential(module), torch.device("cpu"), torch.float64)
 
 
@@ -121,9 +119,7 @@ def test_weights_of_a_module_that_is_made_once_can_still_be_trained():
 
 def test_weights_from_a_file(tmp_path: Path):
     model = mlp([4, 5, 3], batch_norm=True)
-    arrays = {
-        name: value.numpy() for name, value in model.state_dict().items() if name != "norms.0.running_var"
-    }
+    arrays = {name: value.numpy() for name, value in model.state_dict().items() if name != "norms.0.running_var"}
     np.savez(tmp_path / "weights.npz", **arrays)
     module = FunctionalModule(lambda: mlp([4, 5, 3], batch_norm=True), torch.device("cpu"), torch.float32)
     params, buffers = load_weights(tmp_path / "weights.npz", *module.init(1))

@@ -173,9 +173,7 @@ def test_impossible_streams_are_refused(root: Path, options: dict[str, Any], mes
 def test_a_split_without_a_whole_batch_can_be_evaluated_only(root: Path):
     task = penn_treebank(root, lambda vocabulary: lstm(vocabulary, 4, 5, 1), 4, 20, 0.3)
     assert task.evaluate(*task.init(0), "validation")["loss"].isfinite()
-    with pytest.raises(
-        ValueError, match="the validation text has 11 words in each of 4 streams, 21 are needed"
-    ):
+    with pytest.raises(ValueError, match="the validation text has 11 words in each of 4 streams, 21 are needed"):
         task.batches("validation", [0], 0, 1)
 
 

@@ -223,29 +223,6 @@ def test_batch_norm_buffers_equal_the_module_in_training_mode():
         torch.testing.assert_close(buffers[name], value)
 
 
-@pytest.mark.parametrize(
-    "sizes, criterion, classes, message",
-    [
-        ([5, 3], "cross_entropy", 3, r"does not take the data's inputs, of shape \[4\] each"),
-        ([4, 2], "cross_entropy", 3, r"outputs have shape \[2\] each, 3 classes need \[3\]"),
-        ([4, 3], "cross_entropy", None, "needs integer targets"),
-        ([4, 2], "mse", None, r"outputs of the model have shape \[2\] each, the targets need \[1\]"),
-    ],
-)
-def test_models_that_do_not_fit_the_data_are_refused(
-    sizes: list, criterion: str, classes: int | None, message: str
-):
-    with pytest.raises(ValueError, match=message):
-        supervised(table(4, classes=classes), lambda: mlp(sizes), criterion, 5)
-
-
-def test_wrong_criterion_and_batch_size_are_refused():
-    with pytest.raises(ValueError, match="criterion 'hinge'"):
-        supervised(table(4), lambda: mlp([4, 3]), "hinge", 5)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        supervised(table(4), lambda: mlp([4, 3]), "mse", 0)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", LIGHT)
 def test_device_equals_cpu(name: str):

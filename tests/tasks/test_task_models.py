@@ -88,9 +88,7 @@ def test_lstm_of_the_study_has_its_size():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_transformer_equals_the_encoder_of_torch(causal: bool):
-    model: Any = transformer(
-        vocabulary=11, length=9, embedding=8, layers=2, heads=2, hidden=12, causal=causal
-    )
+    model: Any = transformer(vocabulary=11, length=9, embedding=8, layers=2, heads=2, hidden=12, causal=causal)
     layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True, norm_first=True)
     twin: Any = nn.TransformerEncoder(layer, 2, norm=model.norm, enable_nested_tensor=False)
     for ours, theirs in zip(model.blocks, twin.layers):

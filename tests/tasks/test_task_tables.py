@@ -111,9 +111,7 @@ def test_uci_from_the_tensors_of_the_published_code(tmp_path: Path, target_shape
 def test_wrong_uci_files_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="unknown UCI data set 'iris': use one of energy"):
         uci(tmp_path, "iris")
-    with pytest.raises(
-        ValueError, match=r"needs .*UCI_Yacht/data.csv .* public source: https://archive.ics.uci.edu"
-    ):
+    with pytest.raises(ValueError, match=r"needs .*UCI_Yacht/data.csv .* public source: https://archive.ics.uci.edu"):
         uci(tmp_path, "yacht")
     folder = tmp_path / "UCI_Yacht"
     folder.mkdir()

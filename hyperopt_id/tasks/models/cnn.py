@@ -24,8 +24,7 @@ class CNN(nn.Module):
         widths = [self.image[0], *channels]
         # No bias before BatchNorm: it would have no effect.
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
-            for i in range(len(channels))
+            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False) for i in range(len(channels))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
         self.output = nn.Linear(channels[-1], classes)

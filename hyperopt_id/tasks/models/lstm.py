@@ -41,9 +41,7 @@ class Recurrence(nn.Module):
         return values, {"h": torch.stack(h_last), "c": torch.stack(c_last)}
 
     def _layer(self, layer: int, values: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights = (
-            getattr(self, f"{kind}_l{layer}") for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-        )
+        weights = (getattr(self, f"{kind}_l{layer}") for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
         weight_ih, bias_ih, weight_hh, bias_hh = weights
         projected = F.linear(values, weight_ih, bias_ih + bias_hh)  # all steps at once
         outputs = []

@@ -48,9 +48,7 @@ class MLP(nn.Module):
         return values
 
 
-def mlp(
-    sizes: Sequence[int], activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0
-) -> MLP:
+def mlp(sizes: Sequence[int], activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0) -> MLP:
     """`sizes`: widths from inputs to outputs; `activation`: relu, tanh or gelu; linear layers start as in
     `nn.Linear` and are named layers.0, layers.1, ..."""
     return MLP(sizes, activation, batch_norm, dropout)

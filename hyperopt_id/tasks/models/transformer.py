@@ -35,9 +35,7 @@ class Block(nn.Module):
 
     def _attention(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape
-        q, k, v = (
-            self.qkv(values).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(values).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         logits = q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)
         if self.causal:
             future = torch.ones(length, length, dtype=torch.bool, device=values.device).triu(1)
@@ -99,13 +97,9 @@ def transformer(
     piece of the input row, with `outputs` for a classifier or regression. `length`: the largest number of
     positions; `embedding`: the width D; `hidden`: the width inside a block (4 D by default)."""
     if (vocabulary is None) == (features is None):
-        raise ValueError(
-            "transformer needs exactly one of vocabulary (tokens) and features (size of an input piece)"
-        )
+        raise ValueError("transformer needs exactly one of vocabulary (tokens) and features (size of an input piece)")
     if features is not None and outputs is None:
-        raise ValueError(
-            "transformer with features needs outputs: the number of classes, or 1 for a regression"
-        )
+        raise ValueError("transformer with features needs outputs: the number of classes, or 1 for a regression")
     if embedding % heads:
         raise ValueError(f"transformer: embedding {embedding} must be a multiple of heads {heads}")
     return Transformer(

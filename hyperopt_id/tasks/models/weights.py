@@ -32,15 +32,12 @@ def load_weights(path: Path | str, params: Tensors, buffers: Tensors) -> tuple[T
     for name, array in arrays.items():
         if array.shape != tuple(known[name].shape):
             raise ValueError(
-                f"init_from: {path}: {name} has shape {array.shape}, "
-                f"the model needs {tuple(known[name].shape)}"
+                f"init_from: {path}: {name} has shape {array.shape}, the model needs {tuple(known[name].shape)}"
             )
 
     def given(tensors: Tensors) -> Tensors:
         return {
-            name: torch.from_numpy(np.array(arrays[name])).to(value.device, value.dtype)
-            if name in arrays
-            else value
+            name: torch.from_numpy(np.array(arrays[name])).to(value.device, value.dtype) if name in arrays else value
             for name, value in tensors.items()
         }
 

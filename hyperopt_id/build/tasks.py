@@ -1,0 +1,119 @@
+"""Tables from names to data sets and models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hyperopt_id.config_schema import Config, ModelConfig, TaskConfig
+from hyperopt_id.tasks import models
+from hyperopt_id.tasks.cifar10 import cifar10
+from hyperopt_id.tasks.data import Dataset
+from hyperopt_id.tasks.diabetes import diabetes
+from hyperopt_id.tasks.digits import digits
+from hyperopt_id.tasks.fashion_mnist import fashion_mnist
+from hyperopt_id.tasks.penn_treebank import penn_treebank
+from hyperopt_id.tasks.task import Task, supervised
+from hyperopt_id.tasks.toys import noisy_quadratic, ridge
+from hyperopt_id.tasks.uci import SOURCES, uci
+from hyperopt_id.tasks.user_csv import csv_table
+
+Loader = Callable[[Path, TaskConfig], Dataset]
+
+
+def _plain(loader: Callable[[Path, float | None], Dataset]) -> Loader:
+    return lambda root, task: loader(root, task.validation_fraction)
+
+
+def _uci(name: str, root: Path, task: TaskConfig) -> Dataset:
+    return uci(root, name, task.validation_fraction)
+
+
+def _csv(root: Path, task: TaskConfig) -> Dataset:
+    standardize = (task.standardize.inputs, task.standardize.targets)
+    return csv_table(str(task.path), task.splits or (), *standardize, task.loss or "mse", task.validation_fraction)
+
+
+DATASETS: dict[str, tuple[Loader, str]] = {  # with the loss they are for, unless the config names one
+    "digits": (_plain(digits), "cross_entropy"),
+    "diabetes": (_plain(diabetes), "mse"),
+    "fashion_mnist": (_plain(fashion_mnist), "cross_entropy"),
+    "cifar10": (_plain(cifar10), "cross_entropy"),
+    "csv": (_csv, "mse"),
+    **{f"uci_{name}": (partial(_uci, name), "mse") for name in SOURCES},
+}
+TOYS: dict[str, Callable[..., Any]] = {"toy_quadratic": noisy_quadratic, "toy_ridge": ridge}
+
+
+def build_task(config: Config, device: torch.device) -> Task:
+    """The task a config describes, with its data on the device."""
+    task, dtype = config.task, torch.float64 if config.dtype == "float64" else torch.float32
+    if task.name in TOYS:
+        return TOYS[task.name](device=device, dtype=dtype).task
+    if task.name == "penn_treebank":
+        built = _language(config, device, dtype)
+    else:
+        loader, criterion = DATASETS[task.name]
+        data = loader(data_root(config), task).to(device, dtype)
+        batch_size = None if task.batch_size == "all" else task.batch_size
+        built = supervised(data, lambda: build_model(task.model, data), task.loss or criterion, batch_size)
+    if task.model.init_from is None:
+        return built
+    path, init = task.model.init_from, built.init
+    return replace(built, init=lambda seed: models.load_weights(path, *init(seed)))
+
+
+def data_root(config: Config) -> Path:
+    return Path(config.data_root or os.environ.get("HYPEROPT_ID_DATA") or "data")
+
+
+def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
+    task = config.task
+    if task.batch_size == "all":
+        raise ValueError("task.batch_size: penn_treebank needs a number of streams, such as 40, not all")
+
+    def module(vocabulary: int) -> nn.Module:
+        if task.model.name == "lstm":
+            return models.lstm(vocabulary, **_given(task.model, "embedding", "hidden", "layers"))
+        if task.model.name == "transformer":
+            return models.transformer(vocabulary, **_given(task.model, "embedding", "hidden", "layers", "heads"))
+        raise ValueError(f"task.model.name: penn_treebank needs lstm or transformer, not {task.model.name}")
+
+    return penn_treebank(
+        data_root(config),
+        module,
+        task.batch_size,
+        validation_fraction=task.validation_fraction,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def build_model(model: ModelConfig, data: Dataset) -> nn.Module:
+    """The model a config describes, for inputs and targets as the data set has them."""
+    shape = data.inputs.shape[1:]
+    outputs = 1 if data.targets.is_floating_point() else int(data.targets.max()) + 1
+    if model.name == "mlp":
+        sizes = model.sizes or (shape.numel(), 50, outputs)
+        return models.mlp(sizes, model.activation, model.batch_norm, model.dropout)
+    if model.name == "cnn":
+        return models.cnn(tuple(shape), classes=outputs, **_given(model, "channels"))
+    if model.name == "resnet18":
+        return models.resnet18(outputs)
+    if model.name == "transformer":
+        length, features = models.pieces(tuple(shape))
+        options = _given(model, "embedding", "hidden", "layers", "heads")
+        return models.transformer(features=features, outputs=outputs, length=length, dropout=model.dropout, **options)
+    raise ValueError(f"task.model.name: {model.name} reads text; use mlp, cnn, resnet18 or transformer here")
+
+
+def _given(model: ModelConfig, *names: str) -> dict[str, Any]:
+    """The options that the config states; the others keep the model's own default."""
+    return {name: value for name in names if (value := getattr(model, name)) is not None}

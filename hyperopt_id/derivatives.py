@@ -1,0 +1,59 @@
+"""First derivatives of R independent computations at once.
+
+Losses are scalars, or [R] with a leading axis of independent runs. The sum over runs is differentiated: run r's loss
+depends on run r's parameters alone, so entry r of the result is the gradient of run r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import trees
+from hyperopt_id.trees import Params
+
+Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
+
+
+class Gradient(NamedTuple):
+    """A gradient, the loss there (detached), and the loss's auxiliary output (detached)."""
+
+    value: Params
+    loss: Tensor
+    auxiliary: Any
+
+
+def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gradient:
+    """The gradient at `variables`, which are leaves of the autograd graph; zero for a parameter that the loss does not
+    use. `create_graph` records it, so that it can be differentiated again."""
+    with torch.enable_grad():
+        value, auxiliary = loss(variables)
+        slopes = torch.autograd.grad(
+            value,
+            list(variables.values()),
+            torch.ones_like(value),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return Gradient(dict(zip(variables, slopes, strict=True)), value.detach(), trees.detach(auxiliary))
+
+
+def pull(outputs: Sequence[Tensor], forms: Sequence[Tensor], inputs: trees.Tree) -> trees.Tree:
+    """The vector-Jacobian product forms·∂outputs/∂inputs over a recorded graph, which is kept for the next one."""
+    pairs = [(output, form) for output, form in zip(outputs, forms, strict=True) if output.requires_grad]
+    targets = trees.leaves(inputs)
+    if not targets or not pairs:
+        return trees.zeros(inputs)
+    slopes = torch.autograd.grad(
+        [output for output, _ in pairs],
+        targets,
+        [form for _, form in pairs],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return trees.like(inputs, slopes)

@@ -1,0 +1,373 @@
+"""Laws of the loop: resuming continues to the last bit (engines x lifts), a seed determines everything, what is written."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws import assert_close, assert_identical
+
+from hyperopt_id import checkpoint, cli, population, trees
+from hyperopt_id.build.names import from_config
+from hyperopt_id.config import load
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY = [
+    "task.model.sizes=[64,4,10]",
+    "task.batch_size=5",
+    "inner={steps_per_update: 3, updates: 6, compile: off}",
+    "report={every: 2, checkpoint_every: 1, keep: 20}",
+    "log.progress=none",
+    "threads=1",
+]
+TUNE = ["space.lr.tune=[global]", "space.weight_decay.tune=[global]", "space.momentum.tune=[tensor]"]
+ENGINES = {
+    "none": ["hypergradient.engine=none"],
+    "neumann": [*TUNE, "hypergradient={engine: neumann, terms: 3}"],
+    "neumann, carried": [*TUNE, "hypergradient={engine: neumann, terms: 3, carry_state: true}"],
+    "neumann, finite differences on sub-batches": [
+        *TUNE,
+        "hypergradient={engine: neumann, terms: 3, curvature: {name: finite_difference, sub_batch: 0.5}}",
+    ],
+    "unroll": [*TUNE, "hypergradient={engine: unroll, window: 2}"],
+    "one_step": [*TUNE, "hypergradient={engine: one_step, objective: training}"],
+    "forward": [*TUNE, "hypergradient={engine: forward, window: 2}"],
+    "adamw": [*TUNE[:2], "space.beta1.tune=[element]", "inner.rule=adamw", "hypergradient={engine: neumann, terms: 3}"],
+    "schedule": [
+        "space.lr.tune=[global]",
+        "hypergradient.engine=none",
+        "meta={rule: geometric, factor: {sample: [0.9, 1.0]}}",
+    ],
+    "reset": [*TUNE, "inner.reset=true", "hypergradient={engine: unroll}"],
+}
+POPULATIONS = {
+    "single": ["population.sample=true"],
+    "loop": ["population={runs: 3, lift: loop}"],
+    "vmap": ["population={runs: 3, lift: vmap, chunk: 2}"],
+}
+
+
+def arguments(directory: Path, *overrides: str) -> list[str]:
+    place = ["-l", str(directory.parent), "-g", ".", "-n", directory.name]
+    return ["-c", str(CONFIGS / "digits.yaml"), *place, "-s", *TINY, *overrides]
+
+
+def train(directory: Path, *overrides: str) -> Path:
+    assert cli.train(arguments(directory, *overrides)) == 0
+    return directory
+
+
+def interrupted(finished: Path, directory: Path, update: int) -> Path:
+    """The directory as a run leaves it that is killed after hyper-update `update` + 1 reported and before its checkpoint."""
+    shutil.copytree(finished, directory)
+    (directory / "summary.json").unlink()
+    for path in (directory / "checkpoints").glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > update:
+            path.unlink()
+    lines = reports(directory)
+    kept = [json.dumps(line) for line in lines if line["update"] <= update + 1]
+    (directory / "metrics.jsonl").write_text("".join(line + "\n" for line in kept) + '{"step": 99, "upd')
+    return directory
+
+
+def reports(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
+
+
+def state(directory: Path) -> dict[str, Any]:
+    tree, _ = checkpoint.load(directory / "checkpoints")
+    return {name: value for name, value in tree.items() if name != "seconds"}
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """To the last bit, but for times."""
+    assert_identical(state(left), state(right))
+    timeless = [[{k: v for k, v in line.items() if k != "time"} for line in reports(d)] for d in (left, right)]
+    assert timeless[0] == timeless[1]
+    ends = [{k: v for k, v in summary(d).items() if k != "seconds"} for d in (left, right)]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("members", POPULATIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_resuming_continues_to_the_last_bit(engine, members, tmp_path):
+    whole = train(tmp_path / "whole", *ENGINES[engine], *POPULATIONS[members])
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    assert cli.train(["--resume", str(cut), "--progress", "none"]) == 0
+    assert_same_run(whole, cut)
+
+
+DYING = """
+import io, os, signal, sys
+import torch
+from hyperopt_id.cli import train
+
+save, calls, fatal = torch.save, [], int(sys.argv[1])
+
+def dying(record, file):
+    calls.append(record)
+    if len(calls) == fatal:
+        content = io.BytesIO()
+        save(record, content)
+        file.write(content.getvalue()[: content.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(record, file)
+
+torch.save = dying
+train(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("fatal", [1, 4])
+def test_resuming_after_kill_9_in_the_middle_of_a_checkpoint(fatal, tmp_path):
+    whole = train(tmp_path / "whole", *ENGINES["neumann"])
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-c", DYING, str(fatal), *arguments(cut, *ENGINES["neumann"])]
+    killed = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert len(list((cut / "checkpoints").glob("step_*.pt"))) == fatal - 1
+    assert len(list((cut / "checkpoints").glob(".*.tmp"))) == 1
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
+    assert not list((cut / "checkpoints").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, tmp_path):
+    whole = train(tmp_path / "whole", *ENGINES["neumann"])
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    newest = cut / "checkpoints" / "step_000000004.pt"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\0" * len(content))
+    with pytest.warns(UserWarning, match="step_000000004.pt is unusable"):
+        assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
+
+
+def test_nothing_is_resumed_from_damaged_checkpoints_only(tmp_path, capsys):
+    cut = interrupted(train(tmp_path / "whole"), tmp_path / "cut", update=1)
+    (cut / "checkpoints" / "step_000000001.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="unusable"):
+        assert cli.train(["--resume", str(cut)]) == 2
+    assert "no usable" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_says_so_and_does_nothing(tmp_path, capsys):
+    whole = train(tmp_path / "whole")
+    before = {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in whole.rglob("*")}
+    capsys.readouterr()
+    assert cli.train(["--resume", str(whole)]) == 0
+    output = capsys.readouterr()
+    assert "is finished" in output.out
+    assert output.err == ""
+    assert before == {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in whole.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("space.lr.init=0.5", "space.lr.init: 0.001 -> 0.5"),
+        ("seed=3", "seed: 0 -> 3"),
+        ("inner.updates=7", "inner.updates: 6 -> 7"),
+    ],
+)
+def test_a_changed_config_is_refused_by_naming_the_key(override, named, tmp_path, capsys):
+    cut = interrupted(train(tmp_path / "whole"), tmp_path / "cut", update=3)
+    before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut), "-c", str(cut / "config.yaml"), "-s", override]) == 2
+    assert named in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+
+
+def test_what_does_not_change_numbers_may_be_changed_when_resuming(tmp_path):
+    whole = train(tmp_path / "whole", *ENGINES["neumann"])
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    override = ["-s", "report.keep=3", "report.checkpoint_every=2", "log.progress=none"]
+    assert cli.train(["--resume", str(cut), "-c", str(cut / "config.yaml"), *override]) == 0
+    assert_same_run(whole, cut)
+
+
+def test_resume_auto_finds_the_newest_unfinished_run_of_the_group(tmp_path):
+    whole = train(tmp_path / "runs" / "whole")
+    cut = interrupted(whole, tmp_path / "runs" / "cut", update=3)
+    assert cli.train([*arguments(tmp_path / "runs" / "new"), "--resume", "auto"]) == 0
+    assert_same_run(whole, cut)
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+# Seeds, reset, schedules
+
+
+@pytest.mark.parametrize("members", POPULATIONS)
+def test_the_seed_determines_everything(members, tmp_path):
+    options = [*ENGINES["neumann"], *POPULATIONS[members]]
+    torch.manual_seed(1)
+    one = train(tmp_path / "one", *options)
+    torch.manual_seed(2)
+    two = train(tmp_path / "two", *options)
+    assert_same_run(one, two)
+    other = train(tmp_path / "other", *options, "seed=7")
+    weights = [state(directory)["run"]["z"]["params"]["layers.0.weight"] for directory in (one, other)]
+    assert not torch.equal(*weights)
+
+
+def test_members_of_a_population_have_consecutive_seeds(tmp_path):
+    """Member 2 of the population of seed 5 is the single run of seed 7, to the last bit (loop lift)."""
+    together = train(tmp_path / "together", *ENGINES["neumann"], *POPULATIONS["loop"], "seed=5")
+    alone = train(tmp_path / "alone", *ENGINES["neumann"], *POPULATIONS["single"], "seed=7")
+    left, right = (state(directory)["run"] for directory in (together, alone))
+    assert_identical(trees.take(left, 2), trees.take(right, 0))
+
+
+def test_reset_puts_the_weights_back_after_every_update_but_the_last(tmp_path):
+    directory = train(tmp_path / "run", *ENGINES["reset"])
+    parts, _ = from_config(load([directory / "config.yaml"]))
+    start = population.to_plain(parts.start())
+    for update in range(1, 7):
+        path = directory / "checkpoints" / f"step_{update:09d}.pt"
+        run = torch.load(path, weights_only=True)["tree"]["run"]
+        if update < 6:
+            assert_identical(run["z"], start["z"])
+        else:
+            assert not torch.equal(run["z"]["params"]["layers.0.weight"], start["z"]["params"]["layers.0.weight"])
+        assert run["meta_state"]["step"].item() == update
+        assert not torch.equal(run["raw"]["lr/global"], start["raw"]["lr/global"])
+
+
+def test_the_schedule_multiplies_by_a_factor_drawn_once_for_each_run(tmp_path):
+    directory = train(tmp_path / "run", *ENGINES["schedule"], *POPULATIONS["vmap"], "report.every=1")
+    rates = torch.tensor([line["hyper/lr"] for line in reports(directory)], dtype=torch.float64)
+    factors = rates[1:] / rates[:-1]
+    assert_close(factors, factors[:1].expand_as(factors), 1e-5)
+    assert ((factors >= 0.9 - 1e-5) & (factors <= 1.0 + 1e-5)).all()
+    assert len(factors[0].unique()) == 3
+
+
+def test_hypergradients_may_be_computed_and_not_used(tmp_path):
+    directory = train(tmp_path / "run", *ENGINES["neumann"], "meta.rule=none")
+    assert {line["hyper/lr"] for line in reports(directory)} == {reports(directory)[0]["hyper/lr"]}
+    assert reports(directory)[0]["hyper/lr"] == pytest.approx(1e-3)
+    assert all(line["hypergradient/lr"] != 0.0 for line in reports(directory))
+
+
+def test_terms_mean_nothing_to_other_engines(tmp_path):
+    one, two = (train(tmp_path / f"{terms}", *ENGINES["unroll"], f"hypergradient.terms={terms}") for terms in (1, 5))
+    assert_identical(state(one), state(two))
+
+
+# What is written
+
+LOSSES = {"loss/train", "loss/validation", "accuracy/validation", "loss/test", "accuracy/test"}
+
+
+@pytest.mark.parametrize("members", POPULATIONS)
+def test_reports(members, tmp_path):
+    options = [*ENGINES["neumann"], "space.lr.tune=[element]", *POPULATIONS[members]]
+    directory = train(tmp_path / "run", *options)
+    lines = reports(directory)
+    assert [(line["step"], line["update"]) for line in lines] == [(6, 2), (12, 4), (18, 6)]
+    weights = {"layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"}
+    numbers = LOSSES | {"objective", "hyper/weight_decay", "hypergradient/weight_decay"}
+    per_tensor = {"hyper/momentum", "hypergradient/momentum/tensor"}
+    per_element = {"hyper/lr", "hypergradient/lr/element"}
+    for line in lines:
+        assert set(line) == {"step", "update", "time"} | numbers | per_tensor | per_element
+        assert [type(line[name]) for name in ("step", "update", "time")] == [int, int, float]
+        for name in per_tensor | per_element:
+            assert set(line[name]) == weights
+        values = [line[name] for name in numbers] + [x for name in per_tensor for x in line[name].values()]
+        for elements in (x for name in per_element for x in line[name].values()):
+            assert list(elements) == ["min", "p10", "median", "p90", "max"]
+            values += elements.values()
+        for value in values:
+            assert isinstance(value, float) if members == "single" else len(value) == 3
+    assert lines[-1]["time"] > lines[0]["time"] >= 0.0
+
+
+@pytest.mark.parametrize("members", POPULATIONS)
+def test_reported_numbers_are_those_of_the_checkpoint(members, tmp_path):
+    """Natural values after the update; losses of the whole splits at the new weights."""
+    directory = train(tmp_path / "run", *ENGINES["neumann"], *POPULATIONS[members])
+    parts, _ = from_config(load([directory / "config.yaml"]))
+    run = population.from_plain(state(directory)["run"])
+    chunks = population.split(run, parts.members, parts.lift)
+    for name, split in (("loss/test", "test"), ("loss/validation", "validation")):
+        values = [parts.evaluate(chunk.z.params, chunk.z.buffers, split)["loss"] for chunk in chunks]
+        expected = population.join(values, len(parts.seeds), parts.lift).tolist()
+        found = reports(directory)[-1][name]
+        assert ([found] if members == "single" else found) == expected
+    rates = (10.0 ** run.raw["lr/global"]).tolist()
+    found = reports(directory)[-1]["hyper/lr"]
+    assert ([found] if members == "single" else found) == rates
+
+
+@pytest.mark.parametrize("members", POPULATIONS)
+def test_summary(members, tmp_path):
+    directory = train(tmp_path / "run", *ENGINES["neumann"], *POPULATIONS[members])
+    end, runs = summary(directory), 1 if members == "single" else 3
+    assert {"final", "best_validation", "diverged", "hyper", "seconds", "config_hash"} <= set(end)
+    assert set(end["final"]) >= LOSSES
+    assert end["diverged"] == [False] * runs
+    assert set(end["hyper"]) == {"lr", "weight_decay", "momentum"}
+    assert set(end["seconds"]) == {"total", "compile", "inner", "hypergradient", "evaluation", "logging"}
+    parts_of_total = sum(seconds for name, seconds in end["seconds"].items() if name != "total")
+    assert 0.0 < parts_of_total <= end["seconds"]["total"]
+    assert len(end["config_hash"]) == 16
+    last = reports(directory)[-1]
+    columns = {name: [line[name] if runs > 1 else [line[name]] for line in reports(directory)] for name in LOSSES}
+    for name in LOSSES:
+        assert end["final"][name] == columns[name][-1]
+        assert end["hyper"]["lr"] == (last["hyper/lr"] if runs > 1 else [last["hyper/lr"]])
+    for member in range(runs):
+        validation = [row[member] for row in columns["loss/validation"]]
+        best = validation.index(min(validation))
+        assert end["best_validation"]["update"][member] == reports(directory)[best]["update"]
+        for name in LOSSES:
+            assert end["best_validation"][name][member] == columns[name][best][member]
+
+
+def test_a_run_directory_holds_what_it_should(tmp_path):
+    directory = train(tmp_path / "run", "report.keep=3")
+    names = {path.name for path in directory.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "checkpoints", "log.txt"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    kept = sorted(path.name for path in (directory / "checkpoints").glob("*.pt"))
+    assert kept == [f"step_{update:09d}.pt" for update in (4, 5, 6)]
+    assert (directory / "checkpoints" / "latest").read_text().strip() == kept[-1]
+    again = train(tmp_path / "again", "report.keep=3")
+    assert (again / "config.yaml").read_text().replace("again", "run") == (directory / "config.yaml").read_text()
+
+
+def test_diverged_members_are_null_in_reports_and_flagged_in_the_summary(tmp_path):
+    """Learning rates from 1e-3 to 1e3 on a linear regression: some blow up, and the run goes on to its end."""
+    csv = tmp_path / "table.csv"
+    rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    csv.write_text("".join(",".join(f"{x:.6f}" for x in row) + "\n" for row in rows.tolist()))
+    directory = tmp_path / "run"
+    place = ["-c", str(CONFIGS / "csv.yaml"), "-l", str(tmp_path), "-g", ".", "-n", "run"]
+    options = [*TINY[2:], *ENGINES["neumann"], "inner.updates=60", "task.batch_size=all"]
+    options += [f"task={{path: {csv}, splits: [20, 5, 5], model: {{sizes: [3, 1]}}}}", "population.runs=12"]
+    options += ["space.lr={bounds: [1e-10, 1e4], sample: [1e-3, 1e3]}", "space.momentum.sample=[0, 0.5]"]
+    assert cli.train([*place, "-s", *options]) == 0
+    end = summary(directory)
+    lost = end["diverged"]
+    assert 0 < sum(lost) < 12
+    for name in ("loss/train", "loss/test", "unnormalized_loss/test"):
+        assert [value is None for value in end["final"][name]] == lost
+    assert [at >= 0 for at in end["diverged_at"]] == lost
+    initial = reports(directory)[0]["hyper/lr"]
+    assert all(rate is None or rate < 1e3 for rate in initial)
+    assert not any(math.isnan(x) for line in reports(directory) for x in line["loss/test"] if x is not None)
