@@ -163,6 +163,7 @@ def test_products_on_sub_batches_are_unbiased(batch_size, curve):
         at, product = products(compute, whole, few, params)
         assert_close(at.value, torch.func.grad(lambda w: whole(w)[0])(params), 1e-12)  # noqa: B023
         found.append(product(direction))
+        assert_close(found[-1], reference(few, params, direction), tolerance)
     mean = trees.map(lambda x: x.mean(0), trees.stack(found))
     exact = reference(lambda w: task.loss(w, buffers, batches[0]), params, direction)
     assert_close(mean, exact, tolerance)

@@ -55,7 +55,7 @@ def space(tune=("global",)):
     )
 
 
-def parts_of(engine, seeds=SEEDS, lift="loop", chunk=32, task=TASK, own=None, **options):
+def parts_of(engine, seeds=SEEDS, lift: population.Lift = "loop", chunk=32, task=TASK, own=None, **options):
     execution = Execution(lift, chunk)
     if engine.window == 0:
         own = space(())
@@ -96,6 +96,15 @@ def test_vmap_equals_loop_at_several_granularities(engine):
     own = space(("global", "tensor"))
     final = [advance(parts_of(ENGINES[engine], lift=lift, own=own))[0][-1] for lift in LIFTS]
     assert_close(tuple(final[0]), tuple(final[1]), 1e-11)
+
+
+def test_sub_batches_thin_the_products_in_every_lift():
+    whole = advance(parts_of(ENGINES["neumann"]))[0][-1]
+    thinned = [advance(parts_of(ENGINES["neumann"], lift=lift, sub_batch=0.5))[0][-1] for lift in LIFTS]
+    assert_close(tuple(thinned[0]), tuple(thinned[1]), 1e-11)
+    assert not torch.allclose(
+        thinned[0].meta_state["mean"]["lr/global"], whole.meta_state["mean"]["lr/global"], rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -185,7 +194,7 @@ LONG = Plan(updates=12, steps_per_update=4)
 WILD = (1, 4)
 
 
-def wild_parts(seeds, lift="loop", engine="neumann", lr=10.0):
+def wild_parts(seeds, lift: population.Lift = "loop", engine="neumann", lr=10.0):
     """Members 1 and 4 start at lr = 10, the others at values drawn from the space."""
     wide = Space({**space().hypers, "lr": Hyper(0.01, LOG10, (1e-10, 100.0), (1e-3, 0.1), ("global",))})
     parts = parts_of(ENGINES[engine], seeds, lift, chunk=3, task=RIDGE.task, own=wide)
@@ -226,11 +235,21 @@ def test_the_step_of_the_divergence_is_right_and_the_state_before_it_is_kept(lif
             continue
         update = lost.index(next(step for step in lost if step >= 0)) - 1
         bad = losses[update][:, member].isfinite().logical_not().nonzero().flatten().tolist()
+        assert all(column[:, member].isfinite().all() for column in losses[:update])
         assert lost == [-1] * (update + 1) + [update * steps + (bad[0] if bad else steps)] * (len(lost) - update - 1)
         kept = trees.take((history[update].z, history[update].raw, history[update].meta_state), member)
         assert trees.finite(kept)
         for later in history[update + 1 :]:
             assert_identical(trees.take((later.z, later.raw, later.meta_state), member), kept)
+
+
+@pytest.mark.parametrize("lift", LIFTS)
+def test_weights_that_overflow_in_the_last_step_are_seen_before_the_next_loss(lift):
+    one_step = replace(LONG, steps_per_update=1, updates=2)
+    history, losses = advance(wild_parts([0, 1, 2], lift, lr=3e38), one_step)
+    assert torch.cat(losses[:1]).isfinite().all()
+    assert [state.diverged_at.tolist() for state in history] == [[-1, -1, -1], [-1, 1, -1], [-1, 1, -1]]
+    assert_identical(trees.take(tuple(history[2].z), 1), trees.take(tuple(history[0].z), 1))
 
 
 def test_under_vmap_the_others_differ_by_rounding_only():
@@ -241,17 +260,27 @@ def test_under_vmap_the_others_differ_by_rounding_only():
         torch.testing.assert_close(values[others], alone["final"][name], rtol=1e-4, atol=1e-5)
 
 
-def poisoned(positions):
-    """The task whose validation loss is not a number on the batches number `positions` of run 1."""
-    bad = torch.stack([TASK.batches("validation", [1], position, 1).seed[0, 0] for position in positions])
+def poisoned(positions, split="validation"):
+    """The task whose loss is not a number on the batches number `positions` of run 1."""
+    bad = torch.stack([TASK.batches(split, [1], position, 1).seed[0, 0] for position in positions])
 
     def loss(params, buffers, batch):
         value, rest = TASK.loss(params, buffers, batch)
-        if batch.split != "validation":
+        if batch.split != split:
             return value, rest
         return value * torch.where((batch.seed == bad).any(), math.nan, 1.0), rest
 
     return replace(TASK, loss=loss)
+
+
+@pytest.mark.parametrize("lift", LIFTS)
+def test_a_diverged_run_does_not_come_back(lift):
+    """Step 4 of run 1 has no finite loss; the steps after it would be fine again."""
+    history, _ = advance(parts_of(ENGINES["neumann"], lift=lift, task=poisoned([4], "train")))
+    assert [state.diverged_at.tolist()[1] for state in history] == [-1, -1, 4, 4, 4]
+    for state in history[2:]:
+        for part in ("z", "raw", "meta_state"):
+            assert_identical(trees.take(getattr(state, part), 1), trees.take(getattr(history[1], part), 1))
 
 
 @pytest.mark.parametrize("lift", LIFTS)

@@ -58,16 +58,18 @@ def test_granularities_add_in_raw_space_and_multiply_under_log10():
         assert_close(value, 10.0 ** parts[0] * 10.0 ** parts[1] * 10.0 ** parts[2], 1e-12)
 
 
-@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 30.0])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_bounds_hold_after_projection(transform, granularity, spread):
+def test_bounds_hold_after_projection(transform, granularity, spread, seed):
     low, high = BOUNDS[transform]
     middle = math.sqrt(low * high) if transform == "log10" else (low + high) / 2
     space = Space({"x": Hyper(middle, TRANSFORMS[transform], (low, high), tune=GRANULARITIES[granularity])})
-    raw = {k: x + spread * random(*x.shape, seed=i) for i, (k, x) in enumerate(space.init(PARAMS).items())}
+    start = space.init(PARAMS)
+    raw = {k: x + spread * random(*x.shape, seed=50 * seed + i) for i, (k, x) in enumerate(start.items())}
     if "global" not in GRANULARITIES[granularity]:
-        raw["x/global"] = space.init(PARAMS)["x/global"]
+        raw["x/global"] = start["x/global"]
     before = copied(raw)
     projected = space.project(raw)
     values = totals(space, projected)

@@ -102,6 +102,10 @@ def build_model(model: ModelConfig, data: Dataset) -> nn.Module:
     outputs = 1 if data.targets.is_floating_point() else int(data.targets.max()) + 1
     if model.name == "mlp":
         sizes = model.sizes or (shape.numel(), 50, outputs)
+        wide_enough = sizes[-1] == outputs if data.targets.is_floating_point() else sizes[-1] >= outputs
+        if sizes[0] != shape.numel() or not wide_enough:
+            given = f"given {list(sizes)}, but the data need [{shape.numel()}, ..., {outputs}]"
+            raise ValueError(f"task.model.sizes: {given}: the number of inputs first, that of outputs last")
         return models.mlp(sizes, model.activation, model.batch_norm, model.dropout)
     if model.name == "cnn":
         return models.cnn(tuple(shape), classes=outputs, **_given(model, "channels"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import Dropout, activation_function, roles_of
+from hyperopt_id.tasks.models.layers import ColumnLinear, Dropout, activation_function, roles_of
 
 
 class MLP(nn.Module):
@@ -25,7 +25,7 @@ class MLP(nn.Module):
         self.activation = activation_function(activation)
         # BatchNorm subtracts the mean, so a bias before it would have no effect and a zero gradient.
         self.layers = nn.ModuleList(
-            nn.Linear(sizes[i], sizes[i + 1], bias=not (batch_norm and i < hidden)) for i in range(hidden + 1)
+            ColumnLinear(sizes[i], sizes[i + 1], bias=not (batch_norm and i < hidden)) for i in range(hidden + 1)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in sizes[1:-1]) if batch_norm else None
         self.dropouts = nn.ModuleList(Dropout(dropout, i) for i in range(hidden)) if dropout else None
@@ -34,18 +34,18 @@ class MLP(nn.Module):
         self.roles = roles_of(self, matrices)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        values = inputs.flatten(1) if inputs.ndim > 2 else inputs
+        columns = inputs.flatten(1).t()
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            values = layer(values)
+            columns = layer(columns)
             if i == last:
                 break
             if self.norms is not None:
-                values = self.norms[i](values)
-            values = self.activation(values)
+                columns = self.norms[i](columns.t()).t()
+            columns = self.activation(columns)
             if self.dropouts is not None:
-                values = self.dropouts[i](values)
-        return values
+                columns = self.dropouts[i](columns)
+        return columns.t()
 
 
 def mlp(sizes: Sequence[int], activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0) -> MLP:

@@ -1,0 +1,159 @@
+"""A mistake of the user is one line on stderr that says what to do, and exit status 2."""
+
+import fcntl
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from short_runs import CONFIGS, QUICK, config, digits, into
+
+import hyperopt_id.tasks.fashion_mnist as fashion
+from hyperopt_id import cli
+from hyperopt_id.tasks.fetch import Source, Unavailable
+
+
+def table(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    own = f"task={{path: {path}, splits: [2, 1, 1], model: {{sizes: [2, 1]}}}}"
+    return [*config("csv", "Ours_LR"), *into(tmp_path / "run"), "-s", own, *QUICK]
+
+
+def corrupt_fashion_mnist(tmp_path: Path) -> list[str]:
+    (tmp_path / "fashion_mnist").mkdir()
+    for file in fashion.CHECKSUMS:
+        (tmp_path / "fashion_mnist" / file).write_bytes(b"not a picture")
+    return missing("fashion_mnist")(tmp_path)
+
+
+def missing(dataset: str):
+    def arguments(tmp_path: Path) -> list[str]:
+        return [*config(dataset, "Ours_LR"), *into(tmp_path / "run"), "--data-root", str(tmp_path), "-s", *QUICK]
+
+    return arguments
+
+
+def wrong_uci(tmp_path: Path) -> list[str]:
+    (tmp_path / "UCI_Energy").mkdir()
+    (tmp_path / "UCI_Energy" / "data.csv").write_text("1,2,3\n4,5,6\n")
+    return missing("uci_energy")(tmp_path)
+
+
+def below_a_file(tmp_path: Path) -> list[str]:
+    (tmp_path / "run").write_text("in the way")
+    return [*digits(tmp_path), "-n", "run/deeper"]
+
+
+def finished(tmp_path: Path) -> list[str]:
+    assert cli.train(digits(tmp_path)) == 0
+    return digits(tmp_path)
+
+
+def locked(tmp_path: Path) -> list[str]:
+    """Another process (here: another open file) is writing into the directory."""
+    (tmp_path / "run").mkdir()
+    other = open(tmp_path / "run" / "metrics.jsonl", "ab")  # noqa: SIM115 - held until `mistakes` lets it go
+    fcntl.flock(other, fcntl.LOCK_EX)
+    HELD.append(other)
+    return digits(tmp_path)
+
+
+HELD = []
+MISTAKES = {
+    "missing UCI set": (missing("uci_energy"), "UCI_Energy is not there: needs .*data.csv"),
+    "UCI set of the wrong form": (wrong_uci, "has 3 columns"),
+    "corrupt Fashion-MNIST": (corrupt_fashion_mnist, "is corrupt: the SHA256 checksum"),
+    "csv with text": (lambda d: table(d, "1,2,3\n4,b,6\n1,2,3\n1,2,3\n"), "row 2, column 2: 'b'"),
+    "csv with NaN": (lambda d: table(d, "1,2,3\n4,5,6\n1,2,nan\n1,2,3\n"), "row 3, column 3: 'nan'"),
+    "csv with an empty cell": (lambda d: table(d, "1,2,3\n4,5,6\n,2,3\n1,2,3\n"), "row 3, column 1: ''"),
+    "csv with too few rows": (
+        lambda d: table(d, "1,2,3\n4,5,6\n"),
+        r"splits 2 \+ 1 \+ 1 = 4 rows, but the data have 2",
+    ),
+    "no csv": (lambda d: [*table(d, ""), f"task.path={d}/other.csv"], "there is no file .*other.csv"),
+    "empty split": (
+        lambda d: [*table(d, "1,2,3\n4,5,6\n1,2,3\n1,2,3\n"), "task.splits=[3,1,0]"],
+        "a split is empty: train 3, validation 1, test 0",
+    ),
+    "no validation data": (
+        lambda d: [*table(d, "1,2,3\n4,5,6\n1,2,3\n1,2,3\n"), "task.splits=[3,0,1]"],
+        "leaves no validation data",
+    ),
+    "device cuda without CUDA": (
+        lambda d: digits(d, "device=cuda"),
+        "device cuda was asked for, .*use device cpu or auto",
+    ),
+    "log directory below a file": (below_a_file, "log directory .* cannot be written .*-l DIR"),
+    "directory of a finished run": (finished, "already holds a run; continue it with --resume"),
+    "directory of a running run": (locked, "two runs into the same directory"),
+    "unknown key": (lambda d: digits(d, "inner.update=3"), "inner.update.*inner.updates"),
+    "negative lr": (lambda d: digits(d, "space.lr.init=-0.1"), "space.lr.init"),
+    "lr outside its bounds": (lambda d: digits(d, "space.lr.init=2.0"), "outside space.lr.bounds"),
+    "window too long": (
+        lambda d: digits(d, "hypergradient={engine: unroll, window: 11}"),
+        "longer than inner.steps_per_update = 10",
+    ),
+    "wrong number of inputs": (
+        lambda d: digits(d, "task.model.sizes=[63,5,10]"),
+        r"task.model.sizes: given \[63, 5, 10\].*\[64",
+    ),
+    "too few classes": (
+        lambda d: digits(d, "task.model.sizes=[64,5,9]"),
+        r"task.model.sizes: given \[64, 5, 9\].*10\]",
+    ),
+    "no starting weights": (lambda d: digits(d, "task.model.init_from=none.npz"), "there is no file none.npz"),
+    "resume without a run": (lambda d: ["--resume", str(d)], "there is no run"),
+    "resume auto without a run": (lambda d: [*digits(d), "--resume", "auto"], "found no run"),
+    "no config": (lambda d: [], "no config"),
+    "no such config": (lambda d: ["-c", str(CONFIGS / "digit.yaml")], "did you mean .*digits.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name, tmp_path, capsys, monkeypatch):
+    arguments, message = MISTAKES[name]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = arguments(tmp_path)
+    capsys.readouterr()
+    try:
+        assert cli.train(given) == 2
+    finally:
+        while HELD:
+            HELD.pop().close()
+    output = capsys.readouterr()
+    assert re.search(message, output.err)
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+    assert not list(tmp_path.rglob("summary.json")) or name == "directory of a finished run"
+
+
+def test_missing_fashion_mnist_offline(tmp_path, capsys, monkeypatch):
+    """Every source that was tried is listed, then what would provide the files."""
+
+    def nothing(names, scratch):
+        raise Unavailable("no network")
+
+    monkeypatch.setattr(fashion, "sources", lambda: (Source("a mirror", nothing), Source("another", nothing)))
+    assert cli.train(missing("fashion_mnist")(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "a mirror: no network" in error
+    assert "another: no network" in error
+    assert "sudo apt-get install" in error
+    assert "Traceback" not in error
+
+
+def test_after_a_mistake_the_same_name_can_be_used(tmp_path):
+    arguments = table(tmp_path, "1,2,3\n4,b,6\n1,2,3\n1,2,3\n")
+    assert cli.train(arguments) == 2
+    (tmp_path / "table.csv").write_text("1,2,3\n4,5,6\n1,2,4\n1,2,3\n")
+    assert cli.train([*arguments, "inner.steps=10"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [["--device", "tpu"], ["--runs", "many"], ["--nonsense"]])
+def test_argparse_mistakes_have_exit_status_2(wrong, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.train(wrong)
+    assert stopped.value.code == 2
+    assert wrong[0] in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Compiled = eager within rounding, for the step and for both kinds of engines; what cannot be compiled runs eagerly.
+
+Three small graphs are compiled here, five to fifteen seconds each: a whole hyper-update of neumann, the step and the
+pull-back of unroll.
+"""
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from laws import assert_close, random
+
+from hyperopt_id import (
+    LOG10,
+    LOGIT,
+    Dataset,
+    Execution,
+    Hyper,
+    Plan,
+    Space,
+    assemble,
+    compilation,
+    hypergrad,
+    population,
+    rules,
+    run,
+    supervised,
+)
+from hyperopt_id.build import names
+from hyperopt_id.config import load
+from hyperopt_id.tasks.models import mlp
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DATA = Dataset(
+    random(40, 4, seed=1), torch.arange(40) % 3, {"train": (0, 24), "validation": (24, 32), "test": (32, 40)}
+)
+TASK = supervised(DATA, lambda: mlp((4, 5, 3), "tanh"), "cross_entropy", 6)
+SPACE = Space(
+    {
+        "lr": Hyper(0.05, LOG10, (1e-10, 1.0), (1e-3, 0.5), ("element",)),
+        "weight_decay": Hyper(1e-3, LOG10, None, (1e-4, 1e-1), ("global",)),
+        "momentum": Hyper(0.5, LOGIT, None, (0.0, 0.95), ("global",)),
+    }
+)
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(compilation.obstacle(CPU) is not None, reason=f"{compilation.obstacle(CPU)}")
+
+
+def parts_of(engine, *, compiled, lift: population.Lift = "loop", seeds=(0,)):
+    execution = Execution(lift, 8, compile=compiled)
+    return assemble(TASK, rule=rules.sgd(), space=SPACE, engine=engine, seeds=seeds, sample=True, execution=execution)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("engine", "lift", "seeds", "steps", "pieces"),
+    [(hypergrad.neumann(2), "vmap", (0, 1), 1, 1), (hypergrad.unroll(2), "loop", (0,), 2, 2)],
+    ids=["neumann under vmap", "unroll"],
+)
+def test_compiled_equals_eager(engine, lift, seeds, steps, pieces, monkeypatch, caplog):
+    programs = []
+    compile_it = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: programs.append(compile_it(*a, **k)) or programs[-1])
+    plan = Plan(updates=3, steps_per_update=steps)
+    eager = run(parts_of(engine, compiled=False, lift=lift, seeds=seeds), plan)
+    assert not programs
+    parts = parts_of(engine, compiled=True, lift=lift, seeds=seeds)
+    compiled = run(parts, plan)
+    assert len(programs) >= pieces
+    assert "running eagerly" not in caplog.text
+    for group in ("final", "hyper", "best_validation"):
+        assert_close(compiled[group], eager[group], 1e-12)
+    assert compiled["seconds"]["compile"] > 0.0
+    assert eager["seconds"]["compile"] == 0.0
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("first line\nsecond line"), NotImplementedError()])
+def test_a_compiler_that_fails_is_replaced_by_eager_execution(failure, monkeypatch, caplog):
+    attempts = []
+
+    def broken(function, **options):
+        def call(*arguments):
+            attempts.append(arguments)
+            raise failure
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plan, engine = Plan(updates=3, steps_per_update=2), hypergrad.neumann(2)
+    with caplog.at_level(logging.WARNING, "hyperopt_id"):
+        compiled = run(parts_of(engine, compiled=True), plan)
+    eager = run(parts_of(engine, compiled=False), plan)
+    for group in ("final", "hyper", "best_validation"):
+        assert_close(compiled[group], eager[group], 0.0)
+    assert len(attempts) == len(caplog.records) == 2  # the step and the hypergradient, once each
+    for record in caplog.records:
+        assert record.getMessage().startswith("not compiled, running eagerly: ")
+        assert "\n" not in record.getMessage()
+
+
+def digits(*overrides):
+    return load(
+        [CONFIGS / "digits.yaml", CONFIGS / "Ours_LR.yaml"], ["task.model.sizes=[64,5,10]", "threads=1", *overrides]
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds", "expected", "line"),
+    [
+        ("auto", 1.0, False, "not compiled, running eagerly: the whole run takes about 1 s as it is"),
+        ("auto", 1000.0, True, None),
+        ("on", 1.0, True, None),
+        ("off", 1000.0, False, None),
+    ],
+)
+def test_auto_compiles_where_the_run_is_long_enough(setting, seconds, expected, line, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "obstacle", lambda device: None)
+    monkeypatch.setattr(names, "_eager_seconds", lambda parts, plan: seconds)
+    with caplog.at_level(logging.INFO, "hyperopt_id"):
+        parts, _ = names.from_config(digits(f"inner.compile={setting}", "inner.updates=2"))
+    assert parts.compiled is expected
+    told = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
+    assert told == ([] if line is None else [line])
+
+
+@pytest.mark.parametrize("setting", ["auto", "on"])
+def test_without_a_compiler_one_line_says_so(setting, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delitem(os.environ, "CXX", raising=False)
+    with caplog.at_level(logging.INFO, "hyperopt_id"):
+        parts, _ = names.from_config(digits(f"inner.compile={setting}", "inner.updates=2"))
+    assert parts.compiled is False
+    told = [record for record in caplog.records if "running eagerly" in record.getMessage()]
+    assert len(told) == 1
+    assert "install g++" in told[0].getMessage() or "does not trace" in told[0].getMessage()
+    assert told[0].levelno == (logging.WARNING if setting == "on" else logging.INFO)
+
+
+def test_the_length_of_the_run_is_measured_without_changing_it():
+    config = digits("inner.compile=off", "inner.updates=50")
+    parts, plan = names.from_config(config)
+    before = run(replace(parts), replace(plan, updates=2))
+    short, long = (names._eager_seconds(parts, replace(plan, updates=updates)) for updates in (1, 1000))
+    assert 0.0 < short < long
+    after = run(parts, replace(plan, updates=2))
+    assert_close(before["final"], after["final"], 0.0)
