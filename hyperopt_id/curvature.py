@@ -58,16 +58,16 @@ def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
         base = here.value if thin_loss is loss or sides == 2 else gradient(thin_loss, variables).value
 
         def product(direction: Params) -> Params:
-            norm = trees.squared_norm(direction, here.loss.ndim).sqrt()
-            step = epsilon / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
-            step = {k: trees.per_run(step, u) for k, u in direction.items()}
+            norm = trees.norm(direction, here.loss.ndim).clamp_min(torch.finfo(here.loss.dtype).tiny ** 0.5)
+            step, inverse = epsilon / norm, norm / (epsilon * sides)
 
-            def slopes(scale: float) -> Params:
-                moved = {k: w + scale * step[k] * direction[k] for k, w in trees.detach(variables).items()}
+            def slopes(sign: float) -> Params:
+                point = zip(variables.items(), direction.values(), strict=True)
+                moved = {k: torch.addcmul(w.detach(), trees.per_run(step, u), u, value=sign) for (k, w), u in point}
                 return gradient(thin_loss, trees.variables(moved)).value
 
             ahead, behind = slopes(1.0), base if sides == 1 else slopes(-1.0)
-            return {k: (ahead[k] - behind[k]) / (sides * step[k]) for k in direction}
+            return {k: (ahead[k] - behind[k]) * trees.per_run(inverse, u) for k, u in direction.items()}
 
         return here._replace(value=_attach(here.value, variables, product))
 
@@ -81,7 +81,7 @@ def _attach(values: Params, variables: Params, product: Callable[[Params], Param
     class Attached(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
-            return tuple(value.detach().clone() for value in values.values())
+            return tuple(value.detach() for value in values.values())
 
         @staticmethod
         @torch.autograd.function.once_differentiable

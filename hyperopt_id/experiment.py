@@ -21,7 +21,7 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, trees
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
-from hyperopt_id.telemetry import Telemetry
+from hyperopt_id.telemetry import Telemetry, as_json, measure
 from hyperopt_id.trees import Params
 
 logger = logging.getLogger("hyperopt_id")
@@ -58,7 +58,8 @@ class Parts:
 
     start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
     split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
-    hypergradient: Record's gradient -> the same, by name. batches: see `tasks.Task`. seeds: one for each member.
+    hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
+    takes itself. seeds: one for each member.
     """
 
     start: Callable[[], Run]
@@ -66,7 +67,8 @@ class Parts:
     evaluate: Callable[[Params, Params, str], dict[str, Tensor]]
     hyper: Callable[[Run], dict[str, Any]]
     hypergradient: Callable[[Params], dict[str, Any]]
-    batches: Callable[[str, Sequence[int], int, int], Batch]
+    batches: Callable[[str, Sequence[int], int, int], list[Batch]]
+    window: int
     seeds: Sequence[int]
     members: Sequence[Sequence[int]]
     lift: Lift
@@ -88,6 +90,12 @@ class Plan:
     report_splits: Sequence[str] = ("validation", "test")
     checkpoint_every: int = 0  # 0: never
     keep: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.updates, self.steps_per_update, self.report_every) < 1:
+            raise ValueError(f"a plan needs updates, steps_per_update and report_every of at least 1, but it is {self}")
+        if self.objective not in ("validation", "training"):
+            raise ValueError(f"the objective is validation or training, not {self.objective!r}")
 
 
 def run(
@@ -131,14 +139,17 @@ def _checkpoints(directory: Path) -> Path:
 def hyper_update(parts: Parts, plan: Plan, chunk: Run, members: Sequence[int], update: int) -> tuple[Run, Record]:
     """Hyper-update number `update` of one chunk: its batches, then `parts.update`. Pure."""
     steps = plan.steps_per_update
+    if parts.window > steps:
+        raise ValueError(
+            f"the engine's window of {parts.window} steps must fit into steps_per_update, which is {steps}"
+        )
     seeds = [parts.seeds[member] for member in members]
     batches = parts.batches(plan.train_split, seeds, update * steps, steps)
     if plan.objective == "training":
-        target = parts.batches(plan.train_split, seeds, (update + 1) * steps, 1)
+        targets = parts.batches(plan.train_split, seeds, (update + 1) * steps, 1)
     else:
-        target = parts.batches("validation", seeds, update, 1)
-    steps_of = population.steps_of_one if parts.lift == "loop" else trees.unstack
-    return parts.update(chunk, steps_of(batches), steps_of(target)[0], update * steps)
+        targets = parts.batches("validation", seeds, update, 1)
+    return parts.update(chunk, batches, targets[0], update * steps)
 
 
 @dataclass
@@ -148,7 +159,7 @@ class _Progress:
     chunks: list[Run]
     update: int
     best: dict[str, Tensor]  # values [R] of the report with the lowest validation loss
-    final: dict[str, Any]
+    final: dict[str, Tensor]  # values [R] of the last report
     seconds: dict[str, float]
 
     @staticmethod
@@ -179,14 +190,16 @@ class _Progress:
         return {name: seconds + self.seconds.get(name, 0.0) for name, seconds in now.items()}
 
     def summary(self, parts: Parts, began: float) -> dict[str, Any]:
-        whole = population.join(self.chunks, len(parts.seeds), parts.lift)
+        runs = len(parts.seeds)
+        whole = population.join(self.chunks, runs, parts.lift)
+        hyper = population.join([parts.hyper(chunk) for chunk in self.chunks], runs, parts.lift)
         return {
-            "final": {name: value for name, value in self.final.items() if not name.startswith("hyper")},
+            "final": self.final,
             "best_validation": self.best,
             "diverged": whole.diverged_at >= 0,
             "diverged_at": whole.diverged_at,
             "skipped_updates": whole.skipped,
-            "hyper": {n.removeprefix("hyper/"): v for n, v in self.final.items() if n.startswith("hyper/")},
+            "hyper": {name: as_json(measure(value, runs), single=False) for name, value in hyper.items()},
             "seconds": self.spent(parts, began),
         }
 
@@ -199,7 +212,9 @@ def _report(parts: Parts, plan: Plan, progress: _Progress, records: list[Record]
         lost = population.join([c.diverged_at for c in progress.chunks], len(parts.seeds), parts.lift) >= 0
         values = {name: _failed(value, lost) for name, value in values.items()}
         _remember_best(progress, values, plan)
-    progress.final = {name: v for name, v in values.items() if name.startswith("hyper/") or isinstance(v, Tensor)}
+        progress.final = {
+            name: v for name, v in values.items() if isinstance(v, Tensor) and not name.startswith("hyper")
+        }
     if telemetry is not None:
         with parts.stopwatch.measure("logging"):
             telemetry.report(progress.update, progress.update * plan.steps_per_update, values)

@@ -97,7 +97,8 @@ def make_update(
 
     `prepare(function, part)` may replace a function by one that computes the same: it is handed the pieces that are
     worth compiling or timing, which are the training step ("inner") and ("hypergradient") either everything after the
-    plain steps, for traceable engines, or a single pull-back.
+    plain steps, for traceable engines, or a single pull-back; and "update", all of it up to the policy on non-finite
+    numbers, which has no data-dependent control flow.
     """
     plain = dynamics._replace(step=prepare(dynamics.step, "inner"))
     inside = dynamics if engine.traceable else plain._replace(pull=prepare(dynamics.pull, "hypergradient"))
@@ -113,22 +114,29 @@ def make_update(
             moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
             raw = project({**raw, **moved})
             # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
-            usable = torch.isfinite(trees.squared_norm(outcome.hypergradient, run_axes))
+            usable = torch.isfinite(trees.norm(outcome.hypergradient, run_axes).square())
         return Proposal(
             outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, sound, usable
         )
 
     finish = prepare(conclude, "hypergradient") if engine.traceable else conclude
 
-    def update(run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
-        z, metrics = run.z, []
+    def propose(
+        z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
+    ) -> tuple[Proposal, Tensor]:
+        metrics = []
         free = len(batches) - engine.window
-        hyper = dynamics.constrain(run.raw, z.params)
+        hyper = dynamics.constrain(raw, z.params)
         for batch in batches[:free]:
             z, measured = plain.step(z, hyper, batch)
             metrics.append(measured)
-        proposal = finish(z, run.raw, run.meta_state, run.meta_hyper, batches[free:], target)
-        losses = torch.stack([measured["loss"] for measured in [*metrics, *proposal.metrics]])
+        proposal = finish(z, raw, meta_state, meta_hyper, batches[free:], target)
+        return proposal, torch.stack([measured["loss"] for measured in [*metrics, *proposal.metrics]])
+
+    whole = prepare(propose, "update")
+
+    def update(run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
+        proposal, losses = whole(run.z, run.raw, run.meta_state, run.meta_hyper, batches, target)
         record = Record(losses, proposal.objective, proposal.hypergradient)
         return _settle(run, proposal, losses, step), record
 
@@ -173,9 +181,27 @@ def split(run: Run, members: Sequence[Sequence[int]], how: Lift) -> list[Run]:
     return [trees.take(run, torch.tensor(chunk, device=run.skipped.device)) for chunk in members]
 
 
-def steps_of_one(batches: Batch) -> list[Batch]:
-    """Batches with leading axes [T, 1] -> T batches of a single run, without the leading axis."""
-    return trees.unstack(trees.take(batches, (slice(None), 0)))
+class Feed:
+    """Batches of chunks as lists, drawn ahead in blocks: `feed(split, seeds, start, steps)` is batches
+    start..start+steps-1 of the runs with these seeds, without the run axis under "loop".
+
+    A batch is a function of its position, so the blocks that are kept are a cache and no state.
+    """
+
+    BLOCK = 64
+
+    def __init__(self, draw: Callable[[str, Sequence[int], int, int], Batch], how: Lift) -> None:
+        self._draw, self._how = draw, how
+        self._blocks: dict[tuple[Any, ...], tuple[int, list[Batch]]] = {}
+
+    def __call__(self, split: str, seeds: Sequence[int], start: int, steps: int) -> list[Batch]:
+        key = (split, *seeds)
+        first, block = self._blocks.get(key, (0, []))
+        if start < first or start + steps > first + len(block):
+            drawn = self._draw(split, seeds, start, max(steps, self.BLOCK))
+            first, block = start, trees.unstack(trees.take(drawn, (slice(None), 0)) if self._how == "loop" else drawn)
+            self._blocks[key] = first, block
+        return block[start - first : start - first + steps]
 
 
 def join(parts: Sequence[trees.Tree], runs: int, how: Lift) -> trees.Tree:

@@ -117,10 +117,10 @@ def _rows(leaf: Tensor, run_axes: int) -> Tensor:
     return leaf.reshape((*leaf.shape[:run_axes], -1))
 
 
-def squared_norm(tree: Tree, run_axes: int = 0) -> Tensor:
-    """Sum of squares over all leaves; the first `run_axes` axes are kept."""
-    parts = [_rows(leaf, run_axes).square().sum(-1) for leaf in leaves(tree)]
-    return torch.stack(parts).sum(0)
+def norm(tree: Tree, run_axes: int = 0) -> Tensor:
+    """The Euclidean norm over all leaves; the first `run_axes` axes are kept."""
+    parts = [torch.linalg.vector_norm(_rows(leaf, run_axes), dim=-1) for leaf in leaves(tree)]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
 def finite(tree: Tree, run_axes: int = 0) -> Tensor:

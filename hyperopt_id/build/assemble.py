@@ -98,7 +98,8 @@ def assemble(
         lift(task.evaluate),
         hyper,
         _by_name,
-        task.batches,
+        population.Feed(task.batches, how),
+        engine.window,
         list(seeds),
         population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
         how,
@@ -156,6 +157,9 @@ def _preparation(execution: Execution, watch: Stopwatch, device: torch.device) -
     """Compile where asked, and time: the first call of a compiled piece counts as compilation."""
 
     def prepare(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        if part == "update":
+            capture = execution.compile and device.type == "cuda"
+            return watch.timed(compilation.captured(function), "inner") if capture else function
         if not execution.compile:
             return watch.timed(function, part)
         program = compilation.compiled(function)

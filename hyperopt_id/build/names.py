@@ -110,7 +110,7 @@ def _curvature(config: Config, task: Task, seed: int) -> Curvature:
     if chosen.name == "exact" or engine == "none":
         return curvature.exact
     params, buffers = task.init(seed)
-    batch = population.steps_of_one(task.batches("train", [seed], 0, 1))[0]
+    batch = population.Feed(task.batches, "loop")("train", [seed], 0, 1)[0]
     picked, why = curvature.choose(lambda w: task.loss(w, buffers, batch), params)
     logger.info("curvature: %s", why)
     return picked

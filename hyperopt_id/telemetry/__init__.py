@@ -24,7 +24,7 @@ from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
 from hyperopt_id.telemetry.progress import Progress, logger
 
-__all__ = ["Telemetry", "is_finished"]
+__all__ = ["Telemetry", "as_json", "is_finished", "measure"]
 
 
 class Telemetry:
@@ -80,7 +80,7 @@ class Telemetry:
         began = time.perf_counter()
         measured = {name: measure(value, self._runs) for name, value in values.items()}
         record: dict[str, Any] = {"step": step, "update": update, "time": time.monotonic() - self._origin}
-        record |= {name: as_json(value, self._runs) for name, value in measured.items()}
+        record |= {name: as_json(value, self._runs == 1) for name, value in measured.items()}
         self._metrics.write(dump(record).encode() + b"\n")
         self._metrics.flush()
         self._board.write(step, measured)

@@ -88,13 +88,13 @@ def _interpolate(ordered_RN: Tensor, shares: NDArray[np.float64]) -> NDArray[np.
         return np.where((weight == 0.0) | (low == high), low, low + weight * (high - low))
 
 
-def as_json(measured: Measured, runs: int) -> Any:
-    """What ``metrics.jsonl`` holds: a number for one run, a list for several, statistics of elements."""
+def as_json(measured: Measured, single: bool) -> Any:
+    """A number if there is a ``single`` run, else a list over runs; of elements, their statistics."""
     if isinstance(measured, dict):
-        return {name: as_json(leaf, runs) for name, leaf in measured.items()}
+        return {name: as_json(leaf, single) for name, leaf in measured.items()}
     if isinstance(measured, Elements):
-        return {name: as_json(measured.quantiles[:, q], runs) for q, name in enumerate(SHARES)}
-    return plain(measured.reshape(()) if runs == 1 else measured)
+        return {name: as_json(measured.quantiles[:, q], single) for q, name in enumerate(SHARES)}
+    return plain(measured.reshape(()) if single else measured)
 
 
 def plain(value: Any) -> Any:
