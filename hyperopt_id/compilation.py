@@ -65,11 +65,19 @@ def captured(function: Function) -> Function:
     There is one graph for every combination of shapes and static entries of the arguments.
     """
     graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Any, Any]] = {}
+    refused: set[Any] = set()
 
     def call(*arguments: Any) -> Any:
         key = _shape(arguments)
+        if key in refused:
+            return function(*arguments)
         if key not in graphs:
-            graphs[key] = _capture(function, trees.map(torch.clone, arguments))
+            try:
+                graphs[key] = _capture(function, trees.map(torch.clone, arguments))
+            except RuntimeError as error:
+                logger.warning("not captured as a CUDA graph: %s", str(error).splitlines()[0])
+                refused.add(key)
+                return function(*arguments)
         graph, inputs, outputs = graphs[key]
         torch._foreach_copy_(trees.leaves(inputs), trees.leaves(arguments))
         graph.replay()

@@ -85,8 +85,8 @@ def _attach(values: Params, variables: Params, product: Callable[[Params], Param
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
-            pulled = product(dict(zip(names, cotangents, strict=True)))
+        def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            pulled = product(dict(zip(names, grad_outputs, strict=True)))
             return tuple(pulled[k] for k in names)
 
     with torch.enable_grad():

@@ -113,8 +113,8 @@ def make_dynamics(
             return Cotangent(*pull_into(v, (params, state)))
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
-            def apply(*point: Any) -> tuple[Params, State]:
-                return rule.update(*point[:3], constrain({**raw, **point[3]}, point[0]))
+            def apply(w: Params, slopes: Params, state: State, learned: Params) -> tuple[Params, State]:
+                return rule.update(w, slopes, state, constrain({**raw, **learned}, w))
 
             point = tuple(trees.detach(part) for part in (params, here.value, state, learned))
             slopes, direction = trees.leaves(here.value), trees.leaves(dz.params)

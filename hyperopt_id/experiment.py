@@ -192,11 +192,13 @@ class _Progress:
     def summary(self, parts: Parts, began: float) -> dict[str, Any]:
         runs = len(parts.seeds)
         whole = population.join(self.chunks, runs, parts.lift)
-        hyper = population.join([parts.hyper(chunk) for chunk in self.chunks], runs, parts.lift)
+        lost = whole.diverged_at >= 0
+        joined = population.join([parts.hyper(chunk) for chunk in self.chunks], runs, parts.lift)
+        hyper = {name: _failed(value, lost) for name, value in joined.items()}
         return {
             "final": self.final,
             "best_validation": self.best,
-            "diverged": whole.diverged_at >= 0,
+            "diverged": lost,
             "diverged_at": whole.diverged_at,
             "skipped_updates": whole.skipped,
             "hyper": {name: as_json(measure(value, runs), single=False) for name, value in hyper.items()},

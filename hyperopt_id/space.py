@@ -21,10 +21,12 @@ GRANULARITIES = ("global", "tensor", "element")
 
 
 class Transform(NamedTuple):
-    """`natural(raw)` on tensors and its inverse `raw(natural)` on Python numbers."""
+    """`natural(raw)` on tensors and its inverse `raw(natural)` on Python numbers from the lowest to the highest."""
 
     natural: Callable[[Tensor], Tensor]
     raw: Callable[[float], float]
+    lowest: float = -math.inf
+    highest: float = math.inf
 
 
 def _log10(value: float) -> float:
@@ -36,8 +38,8 @@ def _logit(value: float) -> float:
     return math.log(value) - math.log1p(-value)
 
 
-LOG10 = Transform(lambda raw: 10.0**raw, _log10)
-LOGIT = Transform(torch.sigmoid, _logit)
+LOG10 = Transform(lambda raw: 10.0**raw, _log10, lowest=0.0)
+LOGIT = Transform(torch.sigmoid, _logit, lowest=0.0, highest=1.0)
 IDENTITY = Transform(lambda raw: raw, float)
 
 
@@ -46,7 +48,8 @@ class Hyper:
     """One hyperparameter, described in natural units.
 
     `tune` lists the granularities that are learned (empty: fixed). `bounds` clip the natural value. `sample` is the
-    range of random starts: uniform in raw space under LOG10, else uniform in the natural value.
+    range of random starts: uniform in raw space under LOG10, else uniform in the natural value. Values that the
+    transform does not have, and an `init` outside `bounds`, are a ValueError.
     """
 
     init: float
@@ -54,6 +57,28 @@ class Hyper:
     bounds: tuple[float, float] | None = None
     sample: tuple[float, float] | None = None
     tune: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tune, str) or not set(self.tune) <= set(GRANULARITIES):
+            raise ValueError(
+                f'Hyper: tune={self.tune!r}; allowed: any of {", ".join(GRANULARITIES)}, as in tune=("element",)'
+            )
+        for name, limits in (("init", (self.init, self.init)), ("bounds", self.bounds), ("sample", self.sample)):
+            if limits is not None:
+                self._check(name, *limits)
+        if self.bounds is not None and not self.bounds[0] <= self.init <= self.bounds[1]:
+            raise ValueError(f"Hyper: init={self.init} is outside bounds={self.bounds}; change one of them")
+
+    def _check(self, name: str, low: float, high: float) -> None:
+        """Limits are in order and natural values of the transform; where a run may start, raw values are finite."""
+        lowest, highest = self.transform.lowest, self.transform.highest
+        if not lowest <= low <= high <= highest:
+            allowed = f"natural values from {lowest:g} to {highest:g} under this transform, the lower first"
+            raise ValueError(f"Hyper: {name}={getattr(self, name)}; allowed: {allowed}")
+        off = name == "init" and low == 0.0 and not self.tune  # a value that stays 0 needs no logarithm
+        if name != "bounds" and not off and not (math.isfinite(self.transform.raw(low)) and math.isfinite(high)):
+            what = "a value to be tuned" if name == "init" else "a range to draw from"
+            raise ValueError(f"Hyper: {name}={getattr(self, name)}; {what} is finite, and above 0 under LOG10")
 
 
 @dataclass(frozen=True)

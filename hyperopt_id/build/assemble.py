@@ -55,11 +55,15 @@ def assemble(
     `meta` (default Adam) moves the raw hyperparameters along `engine`'s hypergradients, with its own hyperparameters
     in `meta_space` (default lr 0.05). `sample` draws starting values from the spaces instead of their `init`.
     `sub_batch` is the fraction of a batch that Hessian-vector products use.
+
+    A ValueError where a space does not hold exactly the hyperparameters of its rule.
     """
     execution = execution or Execution()
     how, watch = execution.lift, Stopwatch()
     meta = meta or rules.adam()
     meta_space = meta_space or adam_space(0.05)
+    _check_names("space", space, rule)
+    _check_names("meta_space", meta_space, meta)
     lift = partial(population.lift, how=how)
     loss = lift(_autocast(task.loss) if execution.autocast else task.loss)
     dynamics = make_dynamics(
@@ -112,6 +116,16 @@ def adam_space(lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float =
     """Fixed hyperparameters for Adam as a meta-optimizer."""
     values = {"lr": lr, "weight_decay": 0.0, "beta1": beta1, "beta2": beta2, "eps": eps}
     return Space({name: Hyper(value) for name, value in values.items()})
+
+
+def _check_names(what: str, space: Space, rule: UpdateRule) -> None:
+    missing = [name for name in rule.hyperparameters if name not in space.hypers]
+    unknown = [name for name in space.hypers if name not in rule.hyperparameters]
+    if missing or unknown:
+        raise ValueError(
+            f"{what} has to hold the hyperparameters of its rule, {', '.join(rule.hyperparameters)}: "
+            f"missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unknown) or 'nothing'}"
+        )
 
 
 def _member(

@@ -1,7 +1,7 @@
 """Pre-norm transformer (Vaswani et al. 2017, arXiv 1706.03762; normalization before each part as in Xiong
 et al. 2020).
 
-    h ← h + W_o attention(norm(h)),   h ← h + W_2 gelu(W_1 norm(h)),   attention = softmax(q kᵀ / √d) v
+    h ← h + W_o attention(norm(h)),   h ← h + W_2 φ(W_1 norm(h)),   attention = softmax(q kᵀ / √d) v
 
 Attention is written out: the fused kernels have no second derivative.
 """
@@ -9,18 +9,20 @@ Attention is written out: the fused kernels have no second derivative.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import Dropout, roles_of
+from hyperopt_id.tasks.models.layers import Dropout, activation_function, roles_of
 
 
 class Block(nn.Module):
     """[B, S, D] -> [B, S, D]; with `causal`, position s sees positions up to s."""
 
-    def __init__(self, width: int, heads: int, hidden: int, causal: bool, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, activation: str, causal: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
+        self.activation = activation_function(activation)
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -31,7 +33,7 @@ class Block(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         values = values + self.dropout1(self._attention(self.norm1(values)))
-        return values + self.dropout2(self.linear2(F.gelu(self.linear1(self.norm2(values)))))
+        return values + self.dropout2(self.linear2(self.activation(self.linear1(self.norm2(values)))))
 
     def _attention(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape
@@ -58,6 +60,7 @@ class Transformer(nn.Module):
         layers: int,
         heads: int,
         hidden: int,
+        activation: str,
         causal: bool,
         dropout: float,
     ) -> None:
@@ -65,7 +68,9 @@ class Transformer(nn.Module):
         self.features, self.length = features, length
         self.embedding = nn.Linear(features, width) if features else nn.Embedding(vocabulary or 0, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, causal, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, activation, causal, dropout) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
         matrices = {name: "hidden" for name, value in self.named_parameters() if value.ndim > 1}
@@ -90,12 +95,14 @@ def transformer(
     layers: int = 2,
     heads: int = 4,
     hidden: int | None = None,
+    activation: str = "relu",
     causal: bool | None = None,
     dropout: float = 0.0,
 ) -> Transformer:
     """Give `vocabulary` for a language model (causal unless told otherwise) or `features`, the size of a
     piece of the input row, with `outputs` for a classifier or regression. `length`: the largest number of
-    positions; `embedding`: the width D; `hidden`: the width inside a block (4 D by default)."""
+    positions; `embedding`: the width D; `hidden`: the width inside a block (4 D by default);
+    `activation`: relu, tanh or gelu."""
     if (vocabulary is None) == (features is None):
         raise ValueError("transformer needs exactly one of vocabulary (tokens) and features (size of an input piece)")
     if features is not None and outputs is None:
@@ -111,6 +118,7 @@ def transformer(
         layers,
         heads,
         hidden or 4 * embedding,
+        activation,
         vocabulary is not None if causal is None else causal,
         dropout,
     )
