@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyperopt_id import checkpoint, experiment
-from hyperopt_id.build.names import from_config, pick_device
+from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import config_hash, differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.telemetry import Telemetry, is_finished
@@ -113,6 +115,10 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
         return None
     if options.resume != "auto":
         directory = Path(options.resume)
+    elif not options.config:
+        raise ValueError(
+            "--resume auto finds the run by its config files: add -c FILE..., or name the directory: --resume DIR"
+        )
     else:
         group = new_directory(load(options.config, overrides)).parent
         runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
@@ -128,6 +134,8 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
 def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
     saved = None
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
     if resume and any((directory / "checkpoints").glob("step_*.pt")):
         saved, _ = checkpoint.load(directory / "checkpoints")
     device = pick_device(config.device)
@@ -140,12 +148,15 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, A
         total=config.inner.total_updates,
         progress=config.log.progress,
         resume_at=saved["update"] if saved is not None else (0 if resume else None),
+        initial=starting_values(config),
     )
     with telemetry:
         try:
             parts, plan = from_config(config, compiled=None if saved is None else saved["compile"])
-        except ValueError:
-            telemetry.close()  # a mistake of the user, which the caller shows; there is no run to continue
+        except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
+            if not resume:
+                telemetry.discard()
+            telemetry.close()
             raise
         summary = experiment.run(parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled})
         summary["config_hash"] = config_hash(config)

@@ -2,9 +2,10 @@
 
     config = load([Path("configs/fashion_mnist.yaml"), Path("configs/Ours_HDLR.yaml")], ["inner.updates=100"])
 
-Mappings merge, lists replace, null resets to the default. A file may name `_base_: [other.yaml]`, relative to
-itself: those are merged first. `from_dict(to_dict(config)) == config`, and a file that holds `dump(config)`
-loads as `config`. Nothing else in the package knows about YAML.
+Mappings merge (but naming another model forgets the options of the one before), lists replace, null resets to the
+default. A file may name `_base_: [other.yaml]`, relative to itself: those are merged first.
+`from_dict(to_dict(config)) == config`, and a file that holds `dump(config)` loads as `config`. Nothing else in the
+package knows about YAML.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import yaml
 
 from hyperopt_id.config_checks import problems
 from hyperopt_id.config_decode import decode, encode, source_of
-from hyperopt_id.config_schema import Config
+from hyperopt_id.config_schema import Config, ModelConfig
 
 Tree = dict[str, Any]
 
@@ -118,7 +119,23 @@ def _merge_layer(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], 
         and inner.get("updates") is None
     ):
         merged.pop("updates", None)  # the later statement of the run's length wins
+    _leave_model(tree, sources, layer, source)
     _merge(tree, sources, layer, source, "")
+
+
+def _leave_model(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], source: str) -> None:
+    """Options belong to a model: where `layer` names another one, those of earlier sources are forgotten."""
+    model, name = _at(tree, "task", "model"), _at(layer, "task", "model", "name")
+    if not isinstance(model, dict) or name is None or name == (model.get("name") or ModelConfig.name):
+        return
+    for key in [key for key in model if sources[f"task.model.{key}"] != source]:
+        del model[key], sources[f"task.model.{key}"]
+
+
+def _at(tree: Any, *names: str) -> Any:
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _merge(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], source: str, prefix: str) -> None:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from hyperopt_id.config_schema import TOYS, Config, FactorConfig, HyperConfig
-
-Problem = tuple[tuple[str, ...], str]
+from hyperopt_id import config_task_checks
+from hyperopt_id.config_schema import Config, FactorConfig, HyperConfig
+from hyperopt_id.config_task_checks import Problem
 
 AT_LEAST_ONE = (
     "inner.steps_per_update",
@@ -44,7 +44,7 @@ BELOW_ONE = (  # in [0, 1)
 def problems(config: Config) -> Iterator[Problem]:
     """Everything impossible in `config`; the first is the one to report."""
     yield from _ranges(config)
-    yield from _task(config)
+    yield from config_task_checks.problems(config)
     yield from _inner(config)
     for name, hyper in config.space.items():
         yield from _hyper(f"space.{name}", hyper, config.population.samples)
@@ -72,35 +72,6 @@ def _ranges(config: Config) -> Iterator[Problem]:
     splits = config.report.splits
     if len(set(splits)) < len(splits):
         yield ("report.splits",), f"given {list(splits)}; name every split once"
-
-
-def _task(config: Config) -> Iterator[Problem]:
-    task, model = config.task, config.task.model
-    if task.name not in TOYS and model.name == "mlp" and len(model.sizes or ()) < 2:
-        yield (
-            ("task.model.sizes",),
-            "an mlp needs [inputs, hidden widths..., outputs], for example [784, 50, 10]",
-        )
-    if task.name != "csv":
-        for key in ("path", "splits", "loss"):
-            if getattr(task, key) is not None:
-                yield (f"task.{key}",), f"only task.name = csv has it, but task.name = {task.name}"
-        return
-    if task.loss == "cross_entropy" and task.standardize.targets:
-        keys = ("task.standardize.targets", "task.loss")
-        yield keys, "given true; classes (task.loss = cross_entropy) cannot be standardized, use false"
-    if task.path is None:
-        yield ("task.path", "task.name"), "missing; task.name = csv needs the path of the table"
-    if task.splits is None:
-        yield (
-            ("task.splits", "task.name"),
-            "missing; task.name = csv needs [train, validation, test] row counts",
-        )
-    elif task.splits[0] < 1 or min(task.splits) < 0:
-        yield (
-            ("task.splits",),
-            f"given {list(task.splits)}; allowed: row counts, 1 or more for train, 0 or more else",
-        )
 
 
 def _inner(config: Config) -> Iterator[Problem]:
@@ -133,14 +104,14 @@ def _hyper(key: str, hyper: HyperConfig, samples: bool) -> Iterator[Problem]:
     if not 0.0 <= init < math.inf:
         yield (f"{key}.init",), f"given {init}; allowed: 0 or more, in natural units (not as a logarithm)"
     for name, limits in (("bounds", bounds), ("sample", sample)):
-        if limits is None:
+        if isinstance(limits, str):  # none
             continue
         low, high = limits
         if low > high:
             yield (f"{key}.{name}",), f"given [{low}, {high}], which is reversed; allowed: [low, high]"
         if low < 0.0 or high > top:
             yield (f"{key}.{name}",), f"given [{low}, {high}]; allowed: from 0 to {top} for this transform"
-    if bounds is not None and not bounds[0] <= init <= bounds[1]:
+    if bounds != "none" and not bounds[0] <= init <= bounds[1]:
         yield (
             (f"{key}.init", f"{key}.bounds"),
             f"given {init}, outside {key}.bounds = [{bounds[0]}, {bounds[1]}]; change one of them",
@@ -150,15 +121,15 @@ def _hyper(key: str, hyper: HyperConfig, samples: bool) -> Iterator[Problem]:
             (f"{key}.init", f"{key}.tune"),
             f"given 0, which has no logarithm, so {key} cannot be tuned from there; start above 0",
         )
-    if sample is not None and samples:
-        yield from _sample(key, hyper, sample)
+    if sample != "none":
+        yield from _sample(key, hyper, sample, samples)
 
 
-def _sample(key: str, hyper: HyperConfig, sample: tuple[float, float]) -> Iterator[Problem]:
+def _sample(key: str, hyper: HyperConfig, sample: tuple[float, float], drawn: bool) -> Iterator[Problem]:
     low, high = sample
     if math.isinf(high) or (hyper.transform == "log10" and low <= 0.0):
         yield (f"{key}.sample",), f"given [{low}, {high}]; allowed: finite limits, above 0 for log10"
-    if hyper.bounds is not None and not hyper.bounds[0] <= low <= high <= hyper.bounds[1]:
+    if drawn and hyper.bounds != "none" and not hyper.bounds[0] <= low <= high <= hyper.bounds[1]:
         yield (
             (f"{key}.sample", f"{key}.bounds"),
             f"given [{low}, {high}], outside {key}.bounds = {list(hyper.bounds)}; change one of them",
@@ -188,25 +159,6 @@ def _hypergradient(config: Config) -> Iterator[Problem]:
             f"given {engine}, but nothing is tuned: give space.<name>.tune = [global] to one or more of "
             f"{', '.join(config.space)}",
         )
-    if engine != "none" and settings.objective == "validation":
-        yield from _validation_data(config)
-
-
-def _validation_data(config: Config) -> Iterator[Problem]:
-    task = config.task
-    why, cure = (
-        "the objective of the hypergradient is the validation loss, but ",
-        "or hypergradient.objective = training",
-    )
-    if task.train_on == "train+validation":
-        keys = ("task.train_on", "hypergradient.objective")
-        yield keys, f"{why}task.train_on = train+validation leaves no validation data; use train, {cure}"
-    if task.validation_fraction == 0:
-        keys = ("task.validation_fraction", "hypergradient.objective")
-        yield keys, f"{why}task.validation_fraction = 0 leaves no validation data; raise it, {cure}"
-    if task.splits is not None and task.splits[1] == 0 and not task.validation_fraction:
-        keys = ("task.splits", "hypergradient.objective")
-        yield keys, f"{why}task.splits = {list(task.splits)} leaves no validation data; give it rows, {cure}"
 
 
 def _meta(config: Config) -> Iterator[Problem]:

@@ -34,27 +34,37 @@ MetaRuleName = Literal["adam", "sgd", "geometric", "none"]
 TransformName = Literal["log10", "logit", "identity"]
 Granularity = Literal["global", "tensor", "element"]
 SplitName = Literal["train", "validation", "test"]
+Limits = tuple[float, float] | Literal["none"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 TOYS = (
     "toy_quadratic",
     "toy_ridge",
 )  # tasks that bring their own parameters: `task.model` means nothing to them
+MODELS: dict[ModelName, tuple[str, ...]] = {  # the options that each model takes; `init_from` goes with all of them
+    "mlp": ("sizes", "activation", "batch_norm", "dropout"),
+    "cnn": ("channels",),
+    "resnet18": (),
+    "lstm": ("embedding", "hidden", "layers"),
+    "transformer": ("activation", "dropout", "embedding", "hidden", "layers", "heads"),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """A model and its options (`MODELS` says whose); None: the model's own default."""
+
     name: ModelName = "mlp"
-    sizes: tuple[int, ...] | None = None  # mlp: inputs, hidden widths..., outputs
+    sizes: tuple[int, ...] | None = None  # inputs, hidden widths..., outputs
     activation: Literal["relu", "tanh", "gelu"] = "relu"
     batch_norm: bool = False
     dropout: float = 0.0
     init_from: str | None = None  # .npz file of starting weights, names as in state_dict
-    embedding: int | None = None  # lstm, transformer; None in this and the next four: the model's own default
+    embedding: int | None = None
     hidden: int | None = None
     layers: int | None = None
     heads: int | None = None
-    channels: tuple[int, ...] | None = None  # cnn
+    channels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,13 @@ class TaskConfig:
     splits: tuple[int, int, int] | None = None  # rows of train, validation, test
     standardize: StandardizeConfig = field(default_factory=StandardizeConfig)
     loss: Literal["mse", "cross_entropy"] | None = None  # None: mse
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any rows are kept for validation."""
+        if self.validation_fraction is not None:
+            return self.validation_fraction > 0.0
+        return self.splits is None or self.splits[1] > 0
 
 
 @dataclass(frozen=True)
@@ -111,8 +128,8 @@ class HyperConfig:
 
     init: float
     transform: TransformName
-    bounds: tuple[float, float] | None = None  # natural units; values are clipped to them after every hyper-update
-    sample: tuple[float, float] | None = None  # natural units; None: random runs start at `init`, too
+    bounds: Limits = "none"  # natural units; values are clipped to them after every hyper-update
+    sample: Limits = "none"  # natural units; none: random runs start at `init`, too
     tune: tuple[Granularity, ...] = ()  # the natural values of several granularities multiply under log10
 
 
@@ -213,6 +230,11 @@ class Config:
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     threads: int | None = None  # None: torch's own choice
     data_root: str | None = None  # None: environment variable HYPEROPT_ID_DATA, else ./data
+
+    @property
+    def draws_validation(self) -> bool:
+        """Whether the run needs batches of the validation split."""
+        return self.hypergradient.engine != "none" and self.hypergradient.objective == "validation"
 
     @property
     def window(self) -> int:

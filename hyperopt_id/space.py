@@ -76,7 +76,8 @@ class Hyper:
             allowed = f"natural values from {lowest:g} to {highest:g} under this transform, the lower first"
             raise ValueError(f"Hyper: {name}={getattr(self, name)}; allowed: {allowed}")
         off = name == "init" and low == 0.0 and not self.tune  # a value that stays 0 needs no logarithm
-        if name != "bounds" and not off and not (math.isfinite(self.transform.raw(low)) and math.isfinite(high)):
+        finite = all(math.isfinite(self.transform.raw(value)) for value in (low, high))
+        if name != "bounds" and not finite and not off:
             what = "a value to be tuned" if name == "init" else "a range to draw from"
             raise ValueError(f"Hyper: {name}={getattr(self, name)}; {what} is finite, and above 0 under LOG10")
 

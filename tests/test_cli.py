@@ -1,5 +1,6 @@
 """The command line: every algorithm runs, every pair of data set and algorithm builds, options."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 import torch
 from laws import random
 from short_runs import CONFIGS, QUICK, config, digits, into
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore
 
 from hyperopt_id import Dataset, checkpoint, cli, population
 from hyperopt_id.build import names
@@ -47,13 +50,13 @@ LIGHTER = {  # what would take a test too long
 @pytest.fixture
 def small_data(monkeypatch, tmp_path):
     """Data sets that need files are replaced by a few random rows of the right form."""
-    rows = {"train": (0, 120), "validation": (120, 160), "test": (160, 200)}
+    rows = {"train": (0, 120), "validation": (120, 240), "test": (240, 280)}
 
     def small(root, task):
         uci = task.name.removeprefix("uci_")
         shape, classes = (SOURCES[uci].features, 1) if uci in SOURCES else SHAPES[task.name]
-        inputs = random(200, *(shape if isinstance(shape, tuple) else (shape,)), seed=1)
-        return Dataset(inputs, random(200, seed=2) if classes == 1 else torch.arange(200) % classes, rows)
+        inputs = random(280, *(shape if isinstance(shape, tuple) else (shape,)), seed=1)
+        return Dataset(inputs, random(280, seed=2) if classes == 1 else torch.arange(280) % classes, rows)
 
     for name in set(sources.DATASETS) - {"digits", "diabetes"}:
         monkeypatch.setitem(sources.DATASETS, name, (small, sources.DATASETS[name][1]))
@@ -99,7 +102,55 @@ def test_every_dataset_trains(dataset, lift):
         assert all(value.isfinite().all() for value in metrics.values())
 
 
+# Models and data
+
+
+@pytest.mark.usefixtures("small_data")
+@pytest.mark.parametrize(
+    ("dataset", "model"),
+    [
+        *itertools.product(("digits", "fashion_mnist", "cifar10"), ("cnn", "transformer")),
+        ("penn_treebank", "transformer"),
+    ],
+)
+def test_another_model_is_one_override(dataset, model, tmp_path):
+    """The options of the data set's own model do not stand in its way."""
+    short = ["inner={steps_per_update: 1, updates: 1}", "task.batch_size=4", "hypergradient.terms=2"]
+    short += ["task.model.dropout=0.1"] if model == "transformer" else []
+    override = [f"task.model.name={model}", *short]
+    assert cli.train([*config(dataset, "Ours_LR"), *into(tmp_path / "run"), "-s", *QUICK, *override]) == 0
+
+
+@pytest.mark.parametrize("override", ["task.validation_fraction=0", "task.splits=[24, 0, 6]"])
+@pytest.mark.parametrize("batch_size", [8, "all"])
+def test_without_hypergradients_there_may_be_no_validation_data(override, batch_size, tmp_path):
+    (tmp_path / "table.csv").write_text("".join(f"{i % 7},{i % 5},{i % 3}\n" for i in range(30)))
+    own = f"task={{path: {tmp_path}/table.csv, splits: [20, 4, 6], batch_size: {batch_size}, model: {{sizes: [2, 1]}}}}"
+    short = [own, override, "inner.updates=2"]
+    assert cli.train([*config("csv", "Random"), *into(tmp_path / "run"), "-s", *QUICK, *short]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["final"]) == {"loss/train", "loss/test", "unnormalized_loss/test"}
+
+
 # Options
+
+
+def test_the_directory_knows_threads_and_starting_values(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert cli.train([*digits(tmp_path, f"threads={threads}"), "--runs", "2"]) == 0
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["cpu"]["threads"] == threads
+    loaded = load([tmp_path / "run" / "config.yaml"])
+    starts = names.starting_values(loaded)
+    parts, _ = names.from_config(loaded)
+    for name, values in parts.hyper(parts.start()).items():
+        assert values.tolist() == pytest.approx(starts[name], rel=1e-6)
+    for member in (0, 1):
+        content = EventAccumulator(str(tmp_path / "run" / f"member_{member:02d}")).Reload().summary_metadata
+        started = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
+        shown = started.session_start_info.hparams
+        assert {name: shown[name].number_value for name in starts} == {name: v[member] for name, v in starts.items()}
 
 
 def test_print_config_shows_what_would_run_and_writes_nothing(tmp_path, capsys):

@@ -73,8 +73,16 @@ MISTAKES = {
     ),
     "no csv": (lambda d: [*table(d, ""), f"task.path={d}/other.csv"], "there is no file .*other.csv"),
     "empty split": (
-        lambda d: [*table(d, "1,2,3\n4,5,6\n1,2,3\n1,2,3\n"), "task.splits=[3,1,0]"],
-        "a split is empty: train 3, validation 1, test 0",
+        lambda d: [*table(d, "1,2,3\n4,5,6\n1,2,3\n1,2,3\n"), "task.validation_fraction=1e-3"],
+        "a split is empty: train 3, validation 0, test 1",
+    ),
+    "batch larger than the training split": (
+        lambda d: digits(d, "task.batch_size=1098"),
+        "task.batch_size: given 1098, but the train split has 1097 rows; take fewer, or all",
+    ),
+    "batch larger than the validation split": (
+        lambda d: digits(d, "task.batch_size=351"),
+        "task.batch_size: given 351, but the validation split has 350 rows",
     ),
     "no validation data": (
         lambda d: [*table(d, "1,2,3\n4,5,6\n1,2,3\n1,2,3\n"), "task.splits=[3,0,1]"],
@@ -105,6 +113,10 @@ MISTAKES = {
     "no starting weights": (lambda d: digits(d, "task.model.init_from=none.npz"), "there is no file none.npz"),
     "resume without a run": (lambda d: ["--resume", str(d)], "there is no run"),
     "resume auto without a run": (lambda d: [*digits(d), "--resume", "auto"], "found no run"),
+    "resume auto without a config": (
+        lambda d: ["--resume", "auto"],
+        "--resume auto finds the run by its config files: add -c FILE..., or name the directory",
+    ),
     "no config": (lambda d: [], "no config"),
     "no such config": (lambda d: ["-c", str(CONFIGS / "digit.yaml")], "did you mean .*digits.yaml"),
 }
@@ -126,7 +138,7 @@ def test_mistake(name, tmp_path, capsys, monkeypatch):
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert output.out == ""
-    assert not list(tmp_path.rglob("summary.json")) or name == "directory of a finished run"
+    assert not (tmp_path / "run").is_dir() or name in ("directory of a finished run", "directory of a running run")
 
 
 def test_missing_fashion_mnist_offline(tmp_path, capsys, monkeypatch):

@@ -1,14 +1,18 @@
 """Configs: merging, round trips, identity, and the shipped YAML files."""
 
 import dataclasses
+import inspect
 import math
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hyperopt_id.build.names import build_plan, build_space, starting_values
 from hyperopt_id.config import config_hash, differences, dump, from_dict, load, to_dict
-from hyperopt_id.config_schema import HYPERPARAMETERS, RULES
+from hyperopt_id.config_schema import HYPERPARAMETERS, MODELS, RULES, ModelConfig
+from hyperopt_id.config_task_checks import TRANSFORMER
+from hyperopt_id.tasks import models
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCALARS = dict.fromkeys(RULES["sgd"], ("global",))
@@ -172,6 +176,47 @@ def test_null_resets_to_the_default():
     assert (config.hypergradient.terms, config.meta.lr) == (5, 0.05)
     adam = shipped(*HDLR, overrides=("inner.rule=adam", "space.momentum=null"))
     assert tuple(adam.space) == RULES["adam"]
+
+
+def test_none_switches_limits_off(tmp_path):
+    off = ("space.lr.bounds=none", "space.lr.sample=none", "space.lr.init=20", "population.runs=2")
+    config = shipped(*HDLR, overrides=off)
+    assert (config.space["lr"].bounds, config.space["lr"].sample) == ("none", "none")
+    assert load([write(tmp_path, "config.yaml", dump(config))]) == config
+    lr = build_space(config).hypers["lr"]
+    assert (lr.bounds, lr.sample, lr.init) == (None, None, 20.0)
+    assert starting_values(config)["lr"] == [20.0, 20.0]
+    assert shipped(*HDLR, overrides=(*off, "space.lr=null", "space.lr.bounds=null")).space["lr"].bounds == (1e-10, 1.0)
+
+
+def test_naming_another_model_forgets_the_options_of_the_one_before(tmp_path):
+    mine = write(tmp_path, "mine.yaml", "task: {model: {sizes: [64, 7, 10], dropout: 0.2, batch_norm: true}}")
+    files = [CONFIGS / "digits.yaml", mine]
+    assert load(files, ["task.model.name=cnn"]).task.model == ModelConfig("cnn")
+    two = load(files, ["task.model.hidden=8", "task.model.name=transformer", "task.model.dropout=0.1"]).task.model
+    assert two == ModelConfig("transformer", hidden=8, dropout=0.1)
+    same = load(files, ["task.model.name=mlp", "task.model.sizes=[64, 10]"]).task.model
+    assert same == ModelConfig("mlp", (64, 10), dropout=0.2, batch_norm=True)
+    text = shipped("penn_treebank", overrides=("task.model.name=transformer",)).task.model
+    assert text == ModelConfig("transformer")
+
+
+def test_every_option_of_a_model_has_a_taker_and_is_one_of_its_arguments():
+    options = {f.name for f in dataclasses.fields(ModelConfig)} - {"name", "init_from"}
+    assert {option for taken in MODELS.values() for option in taken} == options
+    for name, taken in MODELS.items():
+        arguments = inspect.signature(getattr(models, name)).parameters
+        assert set(taken) <= set(arguments), name
+        if name == "transformer":
+            assert {key: arguments[key].default for key in TRANSFORMER} == TRANSFORMER
+
+
+@pytest.mark.parametrize("override", ["task.validation_fraction=0", "task.splits=[700, 0, 100]"])
+def test_without_need_for_validation_data_there_may_be_none(override):
+    config = shipped("csv", "Random", overrides=(override,))
+    plan = build_plan(config)
+    assert (plan.objective, plan.report_splits) == ("training", ["test"])
+    assert build_plan(shipped("csv", "Ours_LR")).objective == "validation"
 
 
 @pytest.mark.parametrize(

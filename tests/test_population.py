@@ -320,3 +320,19 @@ def test_the_objective_may_be_the_next_training_batch():
         records.append(record)
     for now, later in itertools.pairwise(records):
         assert_close(now.objective, later.losses[0], 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rule": rules.adam()}, "^space has to hold .*: missing beta1, beta2, eps, unknown momentum$"),
+        (
+            {"space": Space({"lr": Hyper(0.1)})},
+            "lr, weight_decay, momentum: missing weight_decay, momentum, unknown no",
+        ),
+        ({"meta": rules.sgd()}, "^meta_space has to hold .*: missing momentum, unknown beta1, beta2, eps$"),
+    ],
+)
+def test_a_space_holds_the_hyperparameters_of_its_rule(given, message):
+    with pytest.raises(ValueError, match=message):
+        assemble(TASK, **{"rule": rules.sgd(), "space": space(), "engine": ENGINES["neumann"]} | given)

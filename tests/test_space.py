@@ -93,15 +93,15 @@ def test_projection_with_a_run_axis_is_that_of_the_members(granularity):
 
 
 def test_projection_leaves_alone_what_is_not_tuned_or_has_no_bounds():
-    space = Space({"fixed": Hyper(9.0, IDENTITY, (0.0, 1.0)), "free": Hyper(9.0, IDENTITY, tune=("global",))})
-    raw = space.init(PARAMS)
+    space = Space({"fixed": Hyper(0.5, IDENTITY, (0.0, 1.0)), "free": Hyper(9.0, IDENTITY, tune=("global",))})
+    raw = space.init(PARAMS, {"fixed": 9.0})
     assert_identical(space.project(raw), raw)
 
 
 @pytest.mark.parametrize("tune", [(), ("global",), ("element",)])
 def test_weight_decay_that_starts_at_zero_stays_off(tune):
-    space = Space({"weight_decay": Hyper(0.0, LOG10, tune=tune)})
-    raw = {k: x + 1.0 for k, x in space.init(PARAMS).items()}
+    space = Space({"weight_decay": Hyper(1e-6, LOG10, tune=tune)})
+    raw = {k: x + 1.0 for k, x in space.init(PARAMS, {"weight_decay": 0.0}).items()}
     learned = trees.variables(raw)
     values = space.constrain(learned, PARAMS)["weight_decay"]
     assert all((value == 0.0).all() for value in values.values())
@@ -115,6 +115,33 @@ def test_logit_of_the_ends_is_finite(value):
     raw = Space({"momentum": Hyper(value, LOGIT)}).init(PARAMS)["momentum/global"]
     assert raw.isfinite()
     assert torch.sigmoid(raw).item() == pytest.approx(value, abs=1e-11)
+
+
+def test_what_is_not_learned_may_be_off():
+    assert Hyper(0.0, LOG10, bounds=(0.0, math.inf)).init == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tune": ("elementwise",)}, r"tune=\('elementwise',\); allowed: any of global, tensor, element, as in"),
+        ({"tune": "element"}, r"tune='element'; allowed: any of .*, as in tune=\(\"element\",\)"),
+        ({"init": -0.1}, "init=-0.1; allowed: natural values from 0 to inf"),
+        ({"init": math.nan}, "init=nan; allowed"),
+        ({"init": math.inf}, "init=inf; a value to be tuned is finite"),
+        ({"init": 0.0}, "init=0.0; a value to be tuned is finite, and above 0 under LOG10"),
+        ({"init": 1.5, "transform": LOGIT}, "init=1.5; allowed: natural values from 0 to 1"),
+        ({"bounds": (1.0, 1e-3)}, r"bounds=\(1.0, 0.001\); allowed: .*, the lower first"),
+        ({"bounds": (-1.0, 1.0)}, r"bounds=\(-1.0, 1.0\); allowed: natural values from 0"),
+        ({"bounds": (0.2, 0.5)}, r"init=0.1 is outside bounds=\(0.2, 0.5\); change one of them"),
+        ({"sample": (0.1, 0.01)}, r"sample=\(0.1, 0.01\); allowed: .*, the lower first"),
+        ({"sample": (0.0, 0.1)}, "a range to draw from is finite, and above 0 under LOG10"),
+        ({"sample": (0.0, 2.0), "transform": LOGIT}, "allowed: natural values from 0 to 1"),
+    ],
+)
+def test_impossible_hyperparameters_are_refused(given: dict, message: str):
+    with pytest.raises(ValueError, match=f"^Hyper: .*{message}"):
+        Hyper(**{"init": 0.1, "transform": LOG10, "tune": ("global",)} | given)
 
 
 # Draws

@@ -84,7 +84,7 @@ def test_a_number_keeps_its_64_bits_and_a_non_finite_one_is_null(numbers: list[f
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
 def test_a_tensor_of_any_type_is_written_exactly(dtype: torch.dtype):
     tensor = (torch.randn(4, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
-    read = json.loads(dump(as_json(measure(tensor, 4), 4)))
+    read = json.loads(dump(as_json(measure(tensor, 4), single=False)))
     assert torch.equal(torch.tensor(read, dtype=torch.float64), tensor.double())
     assert json.loads(dump(tensor)) == read
 
@@ -94,7 +94,8 @@ def test_a_tensor_of_any_type_is_written_exactly(dtype: torch.dtype):
 def test_element_statistics_are_quantiles(shape: tuple[int, ...], dtype: torch.dtype):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = tensor.double().flatten(1).numpy()
-    written = as_json(elements(tensor.flatten(1).float() if dtype == torch.bfloat16 else tensor.flatten(1)), shape[0])
+    columns = tensor.flatten(1).float() if dtype == torch.bfloat16 else tensor.flatten(1)
+    written = as_json(elements(columns), single=shape[0] == 1)
     for name, share in {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}.items():
         expected = np.quantile(rows, share, axis=1)
         np.testing.assert_allclose(written[name], expected if shape[0] > 1 else expected[0], rtol=1e-12, atol=1e-15)
@@ -182,6 +183,21 @@ def test_an_interrupted_run_is_not_finished_and_says_how_to_continue(tmp_path: P
         raise KeyboardInterrupt
     assert not is_finished(tmp_path)
     assert f"stopped by KeyboardInterrupt; continue with --resume {tmp_path}" in (tmp_path / "log.txt").read_text()
+
+
+def test_what_the_command_line_cannot_resume_is_not_suggested(tmp_path: Path):
+    with pytest.raises(RuntimeError), start(tmp_path, config_text=""):
+        raise RuntimeError("no memory")
+    assert (tmp_path / "log.txt").read_text().endswith("stopped by RuntimeError: no memory\n")
+
+
+@pytest.mark.parametrize("runs", [1, 3, 40])
+def test_a_discarded_run_leaves_nothing_of_its_own(tmp_path: Path, runs: int):
+    start(tmp_path / "new", runs=runs).discard()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine.txt").write_text("kept")
+    start(tmp_path, runs=runs).discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 # one writer
@@ -396,6 +412,29 @@ def test_progress_on_the_terminal(tmp_path: Path, mode: str, capsys: pytest.Capt
     assert ("loss/train 0.25, lr 0.0015" in shown) == (mode != "none")
     assert ("update 4/4: loss/train 0.25, lr 0.0015, 00:00 left" in logged) == (mode != "bar")
     assert ("4/4 [" in shown) == (mode == "bar")
+
+
+@pytest.mark.parametrize("mode", ["bar", "auto"])
+def test_without_a_total_there_is_no_end_in_sight(tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]):
+    with start(tmp_path, progress=mode, total=None) as telemetry:
+        telemetry.report(1, 10, {"loss/train": 0.5})
+    shown = capsys.readouterr().err
+    assert "loss/train 0.5" in shown
+    assert " left" not in shown
+    assert "/0" not in shown
+    assert ("update 1: loss/train 0.5\n" in shown) == (mode == "auto")
+
+
+def test_the_time_left_follows_the_pace_since_the_first_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """100 seconds of compiling before the first report, then 2 seconds each: 94 updates take 188 seconds."""
+    clock = iter([100.0, 112.0])
+    with start(tmp_path) as telemetry:
+        monkeypatch.setattr("hyperopt_id.telemetry.progress.time.monotonic", lambda: next(clock))
+        for update in (0, 6):
+            telemetry._progress.show(update, {"loss/train": 0.5})
+    shown = (tmp_path / "log.txt").read_text()
+    assert "update 0/100: loss/train 0.5\n" in shown
+    assert "update 6/100: loss/train 0.5, 03:08 left\n" in shown
 
 
 def test_logging_is_left_as_it_was(tmp_path: Path):

@@ -13,7 +13,7 @@ import torch
 from hyperopt_id import compilation, curvature, hypergrad, population, rules, space
 from hyperopt_id.build.assemble import Execution, adam_space, assemble
 from hyperopt_id.build.tasks import build_task
-from hyperopt_id.config_schema import Config
+from hyperopt_id.config_schema import Config, HyperConfig
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
@@ -80,12 +80,19 @@ def build_rule(config: Config) -> UpdateRule:
 
 
 def build_space(config: Config) -> Space:
-    return Space(
-        {
-            name: Hyper(hyper.init, TRANSFORMS[hyper.transform], hyper.bounds, hyper.sample, hyper.tune)
-            for name, hyper in config.space.items()
-        }
-    )
+    return Space({name: _hyper(hyper) for name, hyper in config.space.items()})
+
+
+def _hyper(given: HyperConfig) -> Hyper:
+    bounds, sample = (None if limits == "none" else limits for limits in (given.bounds, given.sample))
+    return Hyper(given.init, TRANSFORMS[given.transform], bounds, sample, given.tune)
+
+
+def starting_values(config: Config) -> dict[str, list[float]]:
+    """The natural value that each member's hyperparameters start at, by name."""
+    space, draws = build_space(config), config.population.samples
+    starts = [space.draw(seed) if draws else {n: h.init for n, h in space.hypers.items()} for seed in run_seeds(config)]
+    return {name: [start[name] for start in starts] for name in space.hypers}
 
 
 def _meta(config: Config) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def _curvature(config: Config, task: Task, seed: int) -> Curvature:
     if chosen.name == "exact" or engine == "none":
         return curvature.exact
     params, buffers = task.init(seed)
-    batch = population.Feed(task.batches, "loop")("train", [seed], 0, 1)[0]
+    batch = population.Feed(task.batches, "loop")(config.task.train_on, [seed], 0, 1)[0]
     picked, why = curvature.choose(lambda w: task.loss(w, buffers, batch), params)
     logger.info("curvature: %s", why)
     return picked
@@ -123,15 +130,16 @@ def _execution(config: Config, device: torch.device) -> Execution:
 
 
 def build_plan(config: Config) -> Plan:
+    """Without validation rows, nothing is reported of them; without need for their batches, none is drawn."""
     inner, report, updates = config.inner, config.report, config.inner.total_updates
     return Plan(
         updates,
         inner.steps_per_update,
         config.task.train_on,
-        config.hypergradient.objective,
+        "validation" if config.draws_validation else "training",
         inner.reset,
         report.every or max(1, updates // 100),
-        report.splits,
+        [split for split in report.splits if split != "validation" or config.task.has_validation],
         report.checkpoint_every or max(1, updates // 20),
         report.keep,
     )

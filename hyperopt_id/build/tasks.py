@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperopt_id.config_schema import Config, ModelConfig, TaskConfig
+from hyperopt_id.config_schema import MODELS, Config, ModelConfig, TaskConfig
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.cifar10 import cifar10
 from hyperopt_id.tasks.data import Dataset
@@ -64,6 +64,7 @@ def build_task(config: Config, device: torch.device) -> Task:
         data = loader(data_root(config), task).to(device, dtype)
         batch_size = None if task.batch_size == "all" else task.batch_size
         built = supervised(data, lambda: build_model(task.model, data), task.loss or criterion, batch_size)
+        _check_batch_size(config, built)
     if task.model.init_from is None:
         return built
     path, init = task.model.init_from, built.init
@@ -76,19 +77,11 @@ def data_root(config: Config) -> Path:
 
 def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     task = config.task
-    if task.batch_size == "all":
-        raise ValueError("task.batch_size: penn_treebank needs a number of streams, such as 40, not all")
-
-    def module(vocabulary: int) -> nn.Module:
-        if task.model.name == "lstm":
-            return models.lstm(vocabulary, **_given(task.model, "embedding", "hidden", "layers"))
-        if task.model.name == "transformer":
-            return models.transformer(vocabulary, **_given(task.model, "embedding", "hidden", "layers", "heads"))
-        raise ValueError(f"task.model.name: penn_treebank needs lstm or transformer, not {task.model.name}")
-
+    make = {"lstm": models.lstm, "transformer": models.transformer}[task.model.name]
+    assert task.batch_size != "all"
     return penn_treebank(
         data_root(config),
-        module,
+        lambda vocabulary: make(vocabulary, **_options(task.model)),
         task.batch_size,
         validation_fraction=task.validation_fraction,
         device=device,
@@ -96,28 +89,37 @@ def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     )
 
 
+def _check_batch_size(config: Config, task: Task) -> None:
+    given = config.task.batch_size
+    for split in (config.task.train_on, *(["validation"] if config.draws_validation else [])):
+        if given != "all" and given > task.sizes[split]:
+            raise ValueError(
+                f"task.batch_size: given {given}, but the {split} split has {task.sizes[split]} rows; "
+                "take fewer, or all for the whole split"
+            )
+
+
 def build_model(model: ModelConfig, data: Dataset) -> nn.Module:
     """The model a config describes, for inputs and targets as the data set has them."""
     shape = data.inputs.shape[1:]
     outputs = 1 if data.targets.is_floating_point() else int(data.targets.max()) + 1
+    options = _options(model)
     if model.name == "mlp":
-        sizes = model.sizes or (shape.numel(), 50, outputs)
+        sizes = options["sizes"]
         wide_enough = sizes[-1] == outputs if data.targets.is_floating_point() else sizes[-1] >= outputs
         if sizes[0] != shape.numel() or not wide_enough:
             given = f"given {list(sizes)}, but the data need [{shape.numel()}, ..., {outputs}]"
             raise ValueError(f"task.model.sizes: {given}: the number of inputs first, that of outputs last")
-        return models.mlp(sizes, model.activation, model.batch_norm, model.dropout)
+        return models.mlp(**options)
     if model.name == "cnn":
-        return models.cnn(tuple(shape), classes=outputs, **_given(model, "channels"))
+        return models.cnn(tuple(shape), classes=outputs, **options)
     if model.name == "resnet18":
         return models.resnet18(outputs)
-    if model.name == "transformer":
-        length, features = models.pieces(tuple(shape))
-        options = _given(model, "embedding", "hidden", "layers", "heads")
-        return models.transformer(features=features, outputs=outputs, length=length, dropout=model.dropout, **options)
-    raise ValueError(f"task.model.name: {model.name} reads text; use mlp, cnn, resnet18 or transformer here")
+    assert model.name == "transformer"
+    length, features = models.pieces(tuple(shape))
+    return models.transformer(features=features, outputs=outputs, length=length, **options)
 
 
-def _given(model: ModelConfig, *names: str) -> dict[str, Any]:
-    """The options that the config states; the others keep the model's own default."""
-    return {name: value for name in names if (value := getattr(model, name)) is not None}
+def _options(model: ModelConfig) -> dict[str, Any]:
+    """What the config states for the model; the rest keeps the model's own default."""
+    return {name: value for name in MODELS[model.name] if (value := getattr(model, name)) is not None}

@@ -56,17 +56,18 @@ def split_by_position(
     counts: Sequence[int], rows: int, name: str, validation_fraction: float | None = None
 ) -> dict[str, tuple[int, int]]:
     """Bounds of (train, validation, test) row counts, in file order. `validation_fraction` moves the border
-    between train and validation: that part of the two together, its last rows, is validation."""
+    between train and validation: that part of the two together, its last rows, is validation. Only the validation
+    split may be empty, and only where its count, or the fraction, is 0."""
     if len(counts) != 3:
         raise ValueError(f"{name}: splits must be three row counts [train, validation, test], got {list(counts)}")
     train, validation, test = (int(count) for count in counts)
     if validation_fraction is not None:
-        if not 0.0 < validation_fraction < 1.0:
-            raise ValueError(f"{name}: validation_fraction must be between 0 and 1, got {validation_fraction}")
+        if not 0.0 <= validation_fraction < 1.0:
+            raise ValueError(f"{name}: validation_fraction must be 0 or more, below 1, got {validation_fraction}")
         both = train + validation
         validation = round(validation_fraction * both)
         train = both - validation
-    if min(train, validation, test) < 1:
+    if min(train, test) < 1 or validation < (1 if validation_fraction else 0):
         raise ValueError(
             f"{name}: a split is empty: train {train}, validation {validation}, test {test} rows; each needs at least 1"
         )

@@ -83,6 +83,8 @@ def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, 
     @torch.no_grad()
     def evaluate(params: Tensors, buffers: Tensors, split: str) -> Metrics:
         first, last = dataset.bounds(split)
+        if first == last:
+            raise ValueError(f"the {split} split is empty: leave it out of the reports")
         totals: Metrics = {}
         for start in range(first, last, EVALUATION_ROWS):
             stop = min(start + EVALUATION_ROWS, last)
@@ -178,10 +180,16 @@ class RowSampler:
         """See `Task.batches`: index [T, R, B] or None, seed [T, R]."""
         device = self.dataset.targets.device
         seed = batch_seeds(split, seeds, start, steps, device)
+        rows = self.sizes[split]
+        if not rows:
+            raise ValueError(f"the {split} split is empty: there is nothing to draw batches from")
         if self.batch_size is None:
             return Batch(None, seed, split)
-        if not self.sizes[split]:
-            raise ValueError(f"the {split} split is empty: there is nothing to draw batches from")
+        if self.batch_size > rows:
+            raise ValueError(
+                f"batch_size {self.batch_size} is more than the {rows} rows of the {split} split; take fewer, "
+                "or None for the whole split"
+            )
         index = self.streams[split].batches(seeds, start, steps, self.batch_size)
         return Batch(torch.from_numpy(index).to(device, non_blocking=True), seed, split)
 

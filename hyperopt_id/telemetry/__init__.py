@@ -19,7 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hyperopt_id.telemetry.directory import claim, describe_environment, is_finished, keep_until, write_json
+from hyperopt_id.telemetry.directory import (
+    claim,
+    describe_environment,
+    is_finished,
+    keep_until,
+    remove_traces,
+    write_json,
+)
 from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
 from hyperopt_id.telemetry.progress import Progress, logger
@@ -32,8 +39,8 @@ class Telemetry:
 
     ``config`` (plain nested data) becomes the columns of TensorBoard's HPARAMS tab, with ``initial`` =
     {name: R numbers} beside it to tell members apart; ``config_text`` is written to ``config.yaml`` when
-    the run is new. ``total`` counts hyper-updates. ``resume_at`` is the hyper-update of the loaded
-    checkpoint, None for a new run.
+    the run is new; without it, the command line cannot resume the run. ``total`` counts hyper-updates.
+    ``resume_at`` is the hyper-update of the loaded checkpoint, None for a new run.
 
     ``seconds`` is the time spent in here so far. ``ValueError``: see ``directory.claim``.
     """
@@ -46,13 +53,14 @@ class Telemetry:
         config_text: str = "",
         device: str = "cpu",
         runs: int = 1,
-        total: int = 0,
+        total: int | None = None,
         progress: str = "auto",
         resume_at: int | None = None,
         initial: Mapping[str, Any] | None = None,
     ) -> None:
         began = time.perf_counter()
         self.directory, self._runs, self._closed = Path(directory), runs, False
+        self._resumable = bool(config_text)
         self._metrics = claim(self.directory, resume_at is not None)
         with ExitStack() as opened:
             opened.enter_context(self._metrics)
@@ -99,6 +107,11 @@ class Telemetry:
                 write_json(self.directory / "summary.json", summary)
                 logger.info("finished; results are in %s", self.directory)
 
+    def discard(self) -> None:
+        """End a run that never began: its files go, and the directory with them if it holds nothing else."""
+        self.close()
+        remove_traces(self.directory)
+
     def __enter__(self) -> Self:
         return self
 
@@ -107,5 +120,6 @@ class Telemetry:
     ) -> None:
         if error is not None and not self._closed:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            logger.error("stopped by %s; continue with --resume %s", reason, self.directory)
+            cure = f"; continue with --resume {self.directory}" if self._resumable else ""
+            logger.error("stopped by %s%s", reason, cure)
         self.close()

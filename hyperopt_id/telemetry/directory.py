@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +87,17 @@ def keep_until(metrics: IO[bytes], update: int) -> dict[str, Any] | None:
     metrics.truncate(end)
     metrics.seek(0, os.SEEK_END)
     return last
+
+
+def remove_traces(directory: Path) -> None:
+    """Remove what this process wrote into ``directory`` before any report, and the folders that are then empty."""
+    events = f"events.out.tfevents.*.{os.getpid()}"
+    for pattern in ("config.yaml", "environment.json", "log.txt", "metrics.jsonl", events, f"member*/{events}"):
+        for path in directory.glob(pattern):
+            path.unlink()
+    for folder in (*directory.glob("member*"), directory):
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def describe_environment(directory: Path, device: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from hyperopt_id.telemetry.measure import typical
 
 SECONDS_BETWEEN_LINES = 10.0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 MODES = ("auto", "bar", "none")
 _SHOWN = ("loss/train", "loss/validation", "accuracy/validation")
 
@@ -25,19 +26,19 @@ class _ConsoleHandler(logging.Handler):
 
 
 class Progress:
-    """Shows how far a run of ``total`` hyper-updates is, of which ``done`` were made before.
+    """Shows how far a run of ``total`` hyper-updates (None: nobody knows) is, of which ``done`` were made before.
 
     While it is open, messages of the ``hyperopt_id`` loggers go to ``log_file`` and to the terminal (with
     ``none`` only warnings do).
     """
 
-    def __init__(self, mode: str, total: int, done: int, log_file: Path) -> None:
+    def __init__(self, mode: str, total: int | None, done: int, log_file: Path) -> None:
         if mode not in MODES:
             raise ValueError(f"progress must be one of {', '.join(MODES)}, not {mode!r}")
-        self._total, self._done = total, done
-        self._started, self._last_line = time.monotonic(), -float("inf")
+        self._total, self._last_line = total, -float("inf")
+        self._first: tuple[float, int] | None = None  # when the first report came, and of which update
         with_bar = mode == "bar" or (mode == "auto" and sys.stderr.isatty())
-        self._bar = tqdm(total=total, initial=done, unit="update", dynamic_ncols=True) if with_bar else None
+        self._bar = tqdm(total=total, initial=done, bar_format=BAR, dynamic_ncols=True) if with_bar else None
         self._level_before = logger.level
         logger.setLevel(logging.INFO)
         file, console = logging.FileHandler(log_file, encoding="utf-8"), _ConsoleHandler()
@@ -49,15 +50,23 @@ class Progress:
 
     def show(self, update: int, record: dict[str, Any]) -> None:
         """Show the state after hyper-update ``update``; ``record`` is the line of ``metrics.jsonl``."""
-        text = headline(record)
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(update - self._bar.n)
         now = time.monotonic()
-        if self._bar is None and (now - self._last_line >= SECONDS_BETWEEN_LINES or update == self._total):
+        text, left = headline(record), self._left(update, now)
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join([*left, text]), refresh=False)  # a narrow terminal cuts the end off
+            self._bar.update(update - self._bar.n)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES or update == self._total:
             self._last_line = now
-            left = (now - self._started) / max(update - self._done, 1) * (self._total - update)
-            logger.info("update %d/%d: %s, %s left", update, self._total, text, tqdm.format_interval(left))
+            of = "" if self._total is None else f"/{self._total}"
+            logger.info("update %d%s: %s", update, of, ", ".join([text, *left]))
+
+    def _left(self, update: int, now: float) -> list[str]:
+        """The time left at the pace since the first report: what came before it, such as compiling, comes once."""
+        began, first = self._first = self._first or (now, update)
+        if self._total is None or (update == first and update < self._total):
+            return []
+        left = (now - began) / max(update - first, 1) * (self._total - update)
+        return [f"{tqdm.format_interval(left)} left"]
 
     def close(self) -> None:
         if self._bar is not None:

@@ -1,5 +1,7 @@
 """Batches are pure in (split, run seed, position); thinned ones are unbiased; misfits are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -32,7 +34,7 @@ def index_of(batch: Batch) -> torch.Tensor:
     return batch.index
 
 
-@pytest.mark.parametrize("batch_size", [5, 7, 40])  # divides the split, does not, is larger than it
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 9])  # all but the first straddle epochs of one split or another
 @pytest.mark.parametrize("split", SPLITS)
 def test_chunks_do_not_change_the_order(split: str, batch_size: int):
     whole = make(batch_size).batches(split, [3, 8], 0, 20)
@@ -165,6 +167,25 @@ def test_random_normal_numbers_have_the_right_moments():
 def test_models_that_do_not_fit_the_data_are_refused(sizes: list, criterion: str, classes: int | None, message: str):
     with pytest.raises(ValueError, match=message):
         supervised(table(classes), lambda: mlp(sizes), criterion, 5)
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", 30), ("validation", 12)])
+def test_a_batch_larger_than_its_split_is_refused(split: str, rows: int):
+    message = f"batch_size {rows + 1} is more than the {rows} rows of the {split} split; take fewer, or None for"
+    with pytest.raises(ValueError, match=message):
+        make(rows + 1).batches(split, [0], 0, 1)
+    assert index_of(make(rows).batches(split, [0], 0, 1)).unique().numel() == rows
+
+
+@pytest.mark.parametrize("batch_size", [5, None])
+def test_nothing_is_drawn_from_or_measured_on_an_empty_split(batch_size: int | None):
+    data = replace(table(), splits=split_by_position((42, 0, 9), 51, "table"))
+    task = supervised(data, lambda: mlp([4, 5, 1], "tanh"), "mse", batch_size)
+    with pytest.raises(ValueError, match="the validation split is empty: there is nothing to draw batches from"):
+        task.batches("validation", [0], 0, 1)
+    with pytest.raises(ValueError, match="the validation split is empty: leave it out of the reports"):
+        task.evaluate(*task.init(0), "validation")
+    assert task.sizes["train+validation"] == task.sizes["train"] == 42
 
 
 def test_wrong_criterion_and_batch_size_are_refused():

@@ -83,18 +83,24 @@ def test_splits_by_position(fraction: float | None, validation: int):
     "counts, rows, fraction, message",
     [
         ((80, 20), 100, None, "three row counts"),
-        ((80, 0, 20), 100, None, "a split is empty: train 80, validation 0, test 20"),
+        ((80, -1, 20), 99, None, "a split is empty: train 80, validation -1, test 20"),
         ((0, 80, 20), 100, None, "a split is empty"),
         ((80, 20, 0), 100, None, "a split is empty"),
         ((80, 20, 5), 100, None, r"80 \+ 20 \+ 5 = 105 rows, but the data have 100"),
-        ((80, 20, 5), 105, 1.0, "validation_fraction must be between 0 and 1, got 1.0"),
-        ((80, 20, 5), 105, 0.0, "validation_fraction must be between 0 and 1, got 0.0"),
+        ((80, 20, 5), 105, 1.0, "validation_fraction must be 0 or more, below 1, got 1.0"),
+        ((80, 20, 5), 105, -0.1, "validation_fraction must be 0 or more, below 1, got -0.1"),
         ((80, 20, 5), 105, 1e-3, "a split is empty"),
     ],
 )
 def test_impossible_splits_are_refused(counts: tuple, rows: int, fraction: float | None, message: str):
     with pytest.raises(ValueError, match=message):
         split_by_position(counts, rows, "table", fraction)
+
+
+@pytest.mark.parametrize(("counts", "fraction"), [((80, 0, 20), None), ((60, 20, 20), 0.0)])
+def test_there_may_be_no_validation_data_where_that_is_asked_for(counts: tuple, fraction: float | None):
+    splits = split_by_position(counts, 100, "table", fraction)
+    assert splits == {"train": (0, 80), "validation": (80, 80), "test": (80, 100)}
 
 
 def test_standardization_uses_train_and_validation_rows_only():

@@ -86,10 +86,11 @@ def test_lstm_of_the_study_has_its_size():
     assert set(model.roles.values()) == {"embedding", "hidden", "bias", "output"}
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_transformer_equals_the_encoder_of_torch(causal: bool):
-    model: Any = transformer(vocabulary=11, length=9, embedding=8, layers=2, heads=2, hidden=12, causal=causal)
-    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True, norm_first=True)
+@pytest.mark.parametrize("causal, activation", [(True, "relu"), (False, "gelu")])
+def test_transformer_equals_the_encoder_of_torch(causal: bool, activation: str):
+    options: Any = {"layers": 2, "heads": 2, "hidden": 12, "activation": activation, "causal": causal}
+    model: Any = transformer(vocabulary=11, length=9, embedding=8, **options)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, activation, batch_first=True, norm_first=True)
     twin: Any = nn.TransformerEncoder(layer, 2, norm=model.norm, enable_nested_tensor=False)
     for ours, theirs in zip(model.blocks, twin.layers):
         theirs.self_attn.in_proj_weight, theirs.self_attn.in_proj_bias = ours.qkv.weight, ours.qkv.bias
@@ -126,6 +127,7 @@ def test_a_causal_transformer_does_not_see_the_future():
         ({"vocabulary": 5, "features": 4}, "exactly one of vocabulary"),
         ({"features": 4}, "needs outputs"),
         ({"vocabulary": 5, "embedding": 10, "heads": 4}, "embedding 10 must be a multiple of heads 4"),
+        ({"vocabulary": 5, "activation": "swish"}, "unknown activation 'swish': use one of relu, tanh, gelu"),
     ],
 )
 def test_wrong_transformer_arguments_are_refused(arguments: dict, message: str):

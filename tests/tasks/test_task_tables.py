@@ -57,7 +57,7 @@ def test_targets_that_are_no_classes_are_refused(tmp_path: Path, targets: str):
     "options, message",
     [
         ({"splits": [12, 4, 5]}, "but the data have 20"),
-        ({"splits": [16, 0, 4]}, "a split is empty"),
+        ({"splits": [16, 4, 0]}, "a split is empty"),
         ({"splits": [12, 4, 4], "loss": "hinge"}, "must be mse or cross_entropy, got 'hinge'"),
         (
             {"splits": [12, 4, 4], "loss": "cross_entropy", "standardize_targets": True},
