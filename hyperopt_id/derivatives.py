@@ -7,6 +7,7 @@ depends on run r's parameters alone, so entry r of the result is the gradient of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from hyperopt_id import trees
 from hyperopt_id.trees import Params
 
 Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
+_twice: ContextVar[bool] = ContextVar("twice", default=False)
 
 
 class Gradient(NamedTuple):
@@ -30,7 +32,7 @@ def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gr
     """The gradient at `variables`, which are leaves of the autograd graph; zero for a parameter that the loss does not
     use. `create_graph` records it, so that it can be differentiated again."""
     with torch.enable_grad():
-        value, auxiliary = loss(variables)
+        value, auxiliary = _evaluate_for_two(loss, variables) if create_graph else loss(variables)
         slopes = torch.autograd.grad(
             value,
             list(variables.values()),
@@ -40,6 +42,22 @@ def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gr
             materialize_grads=True,
         )
     return Gradient(dict(zip(variables, slopes, strict=True)), value.detach(), trees.detach(auxiliary))
+
+
+def differentiates_twice() -> bool:
+    """Whether a loss is being evaluated here whose gradient will be differentiated. A layer may then trade time of the
+    first derivative for time of the second; its value must stay the same."""
+    return _twice.get()
+
+
+def _evaluate_for_two(loss: Loss, variables: Params) -> tuple[Tensor, Any]:
+    if torch.compiler.is_compiling():
+        return loss(variables)
+    token = _twice.set(True)
+    try:
+        return loss(variables)
+    finally:
+        _twice.reset(token)
 
 
 def pull(outputs: Sequence[Tensor], forms: Sequence[Tensor], inputs: trees.Tree) -> trees.Tree:

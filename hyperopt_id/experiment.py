@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperopt_id import checkpoint, population, trees
+from hyperopt_id import checkpoint, population, trees, workers
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
 from hyperopt_id.telemetry import Telemetry, as_json, measure
@@ -115,28 +115,26 @@ def run(
     starting = progress.chunks if plan.reset and not progress.update else None
     if plan.reset and starting is None:
         starting = _Progress.begin(parts).chunks
-    for update in range(progress.update, plan.updates):
-        pairs = zip(progress.chunks, parts.members, strict=True)
-        advanced = [hyper_update(parts, plan, chunk, members, update) for chunk, members in pairs]
-        progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
-        progress.update = update + 1
-        last = progress.update == plan.updates
-        if last or progress.update % plan.report_every == 0:
-            _report(parts, plan, progress, records, telemetry)
-        if starting is not None and not last:
-            progress.chunks = [c._replace(z=s.z) for c, s in zip(progress.chunks, starting, strict=True)]
-        if telemetry is not None and plan.checkpoint_every and (last or progress.update % plan.checkpoint_every == 0):
-            with parts.stopwatch.measure("logging"):
-                tree = {**progress.tree(parts, began), **(remember or {})}
-                checkpoint.save(_checkpoints(telemetry.directory), tree, progress.update, plan.keep)
+    on_cpu = progress.chunks[0].skipped.device.type == "cpu"
+    with workers.shared_out(len(parts.members) if parts.compiled and on_cpu else 1) as each:
+        for update in range(progress.update, plan.updates):
+            advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
+            progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
+            progress.update = update + 1
+            last = progress.update == plan.updates
+            if last or progress.update % plan.report_every == 0:
+                _report(parts, plan, progress, records, telemetry)
+            if starting is not None and not last:
+                progress.chunks = [c._replace(z=s.z) for c, s in zip(progress.chunks, starting, strict=True)]
+            due = plan.checkpoint_every and (last or progress.update % plan.checkpoint_every == 0)
+            if telemetry is not None and due:
+                with parts.stopwatch.measure("logging"):
+                    tree = {**progress.tree(parts, began), **(remember or {})}
+                    checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep)
     return progress.summary(parts, began)
 
 
-def _checkpoints(directory: Path) -> Path:
-    return directory / "checkpoints"
-
-
-def hyper_update(parts: Parts, plan: Plan, chunk: Run, members: Sequence[int], update: int) -> tuple[Run, Record]:
+def hyper_update(parts: Parts, plan: Plan, update: int, chunk: Run, members: Sequence[int]) -> tuple[Run, Record]:
     """Hyper-update number `update` of one chunk: its batches, then `parts.update`. Pure."""
     steps = plan.steps_per_update
     if parts.window > steps:

@@ -167,10 +167,11 @@ def _settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
 
 
 def chunks(runs: int, size: int) -> list[list[int]]:
-    """Members of each chunk: as few chunks as `size` allows, all of one length so that one compiled program serves
-    them; the last is filled up with copies of the last run, which `join` drops."""
-    count = -(-runs // size)
-    length = -(-runs // count)
+    """Members of each chunk of at most `size` runs, all of one length so that one compiled program serves them; the
+    last is filled up with copies of the last run, which `join` drops. Where runs divide well there are 1, 2, 4, 8, ...
+    chunks, so that they are shared out evenly among as many threads."""
+    length = -(-runs // (1 << (-(-runs // size) - 1).bit_length()))
+    count = -(-runs // length)
     return [[min(c * length + i, runs - 1) for i in range(length)] for c in range(count)]
 
 

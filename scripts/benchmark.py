@@ -108,7 +108,7 @@ def stepper(parts: Parts, plan: Plan) -> Loop:
 
     def loop(steps: int) -> None:
         for _ in range(steps // plan.steps_per_update):
-            state["chunk"], _ = hyper_update(parts, plan, state["chunk"], members, state["update"])
+            state["chunk"], _ = hyper_update(parts, plan, state["update"], state["chunk"], members)
             state["update"] += 1
 
     return loop

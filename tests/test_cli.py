@@ -92,7 +92,7 @@ def test_every_dataset_trains(dataset, lift):
     parts, plan = names.from_config(loaded)
     chunks = population.split(parts.start(), parts.members, parts.lift)
     for chunk, members in zip(chunks, parts.members, strict=True):
-        after, record = hyper_update(parts, plan, chunk, members, 0)
+        after, record = hyper_update(parts, plan, 0, chunk, members)
         assert record.losses.isfinite().all()
         assert (after.diverged_at == -1).all()
         assert (after.skipped == 0).all()

@@ -77,7 +77,7 @@ def advance(parts, plan=PLAN):
     history, losses = [population.join(chunks, len(parts.seeds), parts.lift)], []
     for update in range(plan.updates):
         pairs = zip(chunks, parts.members, strict=True)
-        advanced = [hyper_update(parts, plan, chunk, members, update) for chunk, members in pairs]
+        advanced = [hyper_update(parts, plan, update, chunk, members) for chunk, members in pairs]
         chunks = [chunk for chunk, _ in advanced]
         history.append(population.join(chunks, len(parts.seeds), parts.lift))
         columns = [record.losses.reshape(plan.steps_per_update, -1).T for _, record in advanced]
@@ -134,7 +134,11 @@ def test_chunks_hold_every_run_once_and_have_one_length(runs, size):
     assert set(flat[runs:]) <= {runs - 1}
     assert len({len(chunk) for chunk in members}) == 1
     assert len(members[0]) <= size
-    assert len(members) == -(-runs // size)
+    assert len(members) * len(members[0]) - runs < len(members[0])
+
+
+def test_chunks_are_shared_out_evenly_among_threads():
+    assert [len(population.chunks(runs, 32)) for runs in (32, 33, 100, 200, 1000)] == [1, 2, 4, 8, 32]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 32])
@@ -159,8 +163,8 @@ def test_update_is_pure(lift):
     parts = parts_of(ENGINES["neumann"], lift=lift)
     chunk = population.split(parts.start(), parts.members, lift)[0]
     before = copied(chunk)
-    first = hyper_update(parts, PLAN, chunk, parts.members[0], 0)
-    second = hyper_update(parts, PLAN, chunk, parts.members[0], 0)
+    first = hyper_update(parts, PLAN, 0, chunk, parts.members[0])
+    second = hyper_update(parts, PLAN, 0, chunk, parts.members[0])
     assert_identical(tuple(chunk), tuple(before))
     assert_identical(tuple(first[0]), tuple(second[0]))
 
@@ -174,7 +178,7 @@ def test_the_meta_optimizer_is_adam_on_raw_values_then_clipped(lift):
     theirs = {key: torch.nn.Parameter(chunk.raw[key].clone()) for key in keys}
     twin = torch.optim.Adam(theirs.values(), lr=0.05)
     for update in range(3):
-        chunk, record = hyper_update(parts, PLAN, chunk, parts.members[0], update)
+        chunk, record = hyper_update(parts, PLAN, update, chunk, parts.members[0])
         for key in keys:
             theirs[key].grad = record.hypergradient[key]
         twin.step()
@@ -316,7 +320,7 @@ def test_the_objective_may_be_the_next_training_batch():
     chunk = population.split(parts.start(), parts.members, "loop")[0]
     records = []
     for update in range(3):
-        chunk, record = hyper_update(parts, plan, chunk, parts.members[0], update)
+        chunk, record = hyper_update(parts, plan, update, chunk, parts.members[0])
         records.append(record)
     for now, later in itertools.pairwise(records):
         assert_close(now.objective, later.losses[0], 1e-14)

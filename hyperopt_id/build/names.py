@@ -169,6 +169,6 @@ def _eager_seconds(parts: Parts, plan: Plan) -> float:
     attempts = []
     for _ in range(2):  # the first one also warms up
         began = time.perf_counter()
-        hyper_update(parts, plan, chunk, parts.members[0], 0)
+        hyper_update(parts, plan, 0, chunk, parts.members[0])
         attempts.append(time.perf_counter() - began)
     return min(attempts) * plan.updates * len(parts.members)

@@ -8,6 +8,7 @@ outside `torch.compile` the same swap is done through slots looked up once.
 """
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from hyperopt_id.tasks.models.layers import Dropout
 
 Tensors = dict[str, Tensor]
 ModuleFactory = Callable[[], nn.Module]
+Slot = tuple[dict[str, Any], str, str]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class FunctionalModule:
 
     def __post_init__(self) -> None:
         module = stateless_dropout(self._build(0))
-        object.__setattr__(self, "training", Template(copy.deepcopy(module).train()))
+        object.__setattr__(self, "training", Template(module.train()))
         object.__setattr__(self, "evaluation", Template(module.eval()))
         object.__setattr__(self, "roles", dict(getattr(module, "roles", {})))
 
@@ -69,35 +71,41 @@ class FunctionalModule:
 
 
 class Template:
-    """A module whose parameters and buffers are given at each call."""
+    """A module whose parameters and buffers are given at each call. Every thread swaps those of a copy of its own."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module = copy.deepcopy(module)
         self.dropouts = [name for name, part in module.named_modules() if isinstance(part, Dropout)]
-        self.slots = tuple(_slots(module))
+        self.copies: dict[int, tuple[nn.Module, tuple[Slot, ...]]] = {}
 
     def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> Any:
         if seed is not None and self.dropouts:
             tensors = {**tensors, **{f"{name}.seed" if name else "seed": seed for name in self.dropouts}}
         if torch.compiler.is_compiling():
             return torch.func.functional_call(self.module, tensors, arguments)
-        with self._swapped(tensors):
-            return self.module(*arguments)
-
-    @contextmanager
-    def _swapped(self, tensors: Tensors) -> Iterator[None]:
-        saved = [store[key] for store, key, _ in self.slots]
-        try:
-            for store, key, name in self.slots:
-                if name in tensors:
-                    store[key] = tensors[name]
-            yield
-        finally:
-            for (store, key, _), value in zip(self.slots, saved, strict=True):
-                store[key] = value
+        thread = threading.get_ident()
+        if thread not in self.copies:
+            module = copy.deepcopy(self.module)
+            self.copies[thread] = module, tuple(_slots(module))
+        module, slots = self.copies[thread]
+        with _swapped(slots, tensors):
+            return module(*arguments)
 
 
-def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, str]]:
+@contextmanager
+def _swapped(slots: tuple[Slot, ...], tensors: Tensors) -> Iterator[None]:
+    saved = [store[key] for store, key, _ in slots]
+    try:
+        for store, key, name in slots:
+            if name in tensors:
+                store[key] = tensors[name]
+        yield
+    finally:
+        for (store, key, _), value in zip(slots, saved, strict=True):
+            store[key] = value
+
+
+def _slots(module: nn.Module) -> Iterator[Slot]:
     """(dictionary, key, dotted name) of every tensor a module reads; tied ones share the first one's name."""
     names: dict[int, str] = {}
     for prefix, part in module.named_modules():

@@ -7,9 +7,9 @@ Strides instead of pooling: every layer is smooth but for the relu.
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyperopt_id.tasks.models import twice
 from hyperopt_id.tasks.models.layers import image_shape, roles_of
 
 
@@ -24,9 +24,9 @@ class CNN(nn.Module):
         widths = [self.image[0], *channels]
         # No bias before BatchNorm: it would have no effect.
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False) for i in range(len(channels))
+            twice.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False) for i in range(len(channels))
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
+        self.norms = nn.ModuleList(twice.BatchNorm2d(width) for width in channels)
         self.output = nn.Linear(channels[-1], classes)
         matrices = {f"convolutions.{i}.weight": "hidden" for i in range(len(channels))}
         self.roles = roles_of(self, matrices | {"convolutions.0.weight": "input", "output.weight": "output"})
@@ -34,7 +34,7 @@ class CNN(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         values = inputs.reshape(-1, *self.image)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            values = F.relu(norm(convolution(values)))
+            values = twice.relu(norm(convolution(values)))
         return self.output(values.mean(dim=(2, 3)))
 
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperopt_id.tasks.hashing import random_bits
+from hyperopt_id.tasks.models import twice
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": twice.relu, "tanh": torch.tanh, "gelu": F.gelu}
 
 
 class ColumnLinear(nn.Linear):

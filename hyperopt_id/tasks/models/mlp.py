@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hyperopt_id.tasks.models import twice
 from hyperopt_id.tasks.models.layers import ColumnLinear, Dropout, activation_function, roles_of
 
 
@@ -27,7 +28,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             ColumnLinear(sizes[i], sizes[i + 1], bias=not (batch_norm and i < hidden)) for i in range(hidden + 1)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in sizes[1:-1]) if batch_norm else None
+        self.norms = nn.ModuleList(twice.BatchNorm1d(width) for width in sizes[1:-1]) if batch_norm else None
         self.dropouts = nn.ModuleList(Dropout(dropout, i) for i in range(hidden)) if dropout else None
         matrices = {f"layers.{i}.weight": "hidden" for i in range(hidden + 1)}
         matrices |= {"layers.0.weight": "input", f"layers.{hidden}.weight": "output"}

@@ -8,11 +8,12 @@ Eight such blocks between a 7 × 7 convolution and a linear layer.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyperopt_id.tasks.models import twice
 from hyperopt_id.tasks.models.layers import roles_of
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    return twice.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -21,17 +22,17 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = convolution(inputs, outputs, 3, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = twice.BatchNorm2d(outputs)
         self.conv2 = convolution(outputs, outputs, 3, 1)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = twice.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(convolution(inputs, outputs, 1, stride), twice.BatchNorm2d(outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        values = F.relu(self.bn1(self.conv1(inputs)))
+        values = twice.relu(self.bn1(self.conv1(inputs)))
         shortcut = inputs if self.downsample is None else self.downsample(inputs)
-        return F.relu(self.bn2(self.conv2(values)) + shortcut)
+        return twice.relu(self.bn2(self.conv2(values)) + shortcut)
 
 
 class ResNet18(nn.Module):
@@ -40,7 +41,7 @@ class ResNet18(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.conv1 = convolution(3, 64, 7, 2)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = twice.BatchNorm2d(64)
         self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
         self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
         self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
@@ -53,7 +54,7 @@ class ResNet18(nn.Module):
         self.roles = roles_of(self, matrices | {"conv1.weight": "input", "fc.weight": "output"})
 
     def forward(self, inputs: Tensor) -> Tensor:
-        values = F.relu(self.bn1(self.conv1(inputs)))
+        values = twice.relu(self.bn1(self.conv1(inputs)))
         values = F.max_pool2d(values, 3, stride=2, padding=1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             values = layer(values)

@@ -17,9 +17,7 @@ from hyperopt_id.tasks.models.layers import Dropout, activation_function, roles_
 class Block(nn.Module):
     """[B, S, D] -> [B, S, D]; with `causal`, position s sees positions up to s."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, activation: str, causal: bool, dropout: float
-    ) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, activation: str, causal: bool, dropout: float) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
         self.activation = activation_function(activation)
@@ -68,9 +66,7 @@ class Transformer(nn.Module):
         self.features, self.length = features, length
         self.embedding = nn.Linear(features, width) if features else nn.Embedding(vocabulary or 0, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, activation, causal, dropout) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, causal, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
         matrices = {name: "hidden" for name, value in self.named_parameters() if value.ndim > 1}
