@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hyperopt_id import checkpoint, experiment
+from hyperopt_id import checkpoint, experiment, runtime
 from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import config_hash, differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
@@ -134,6 +134,7 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
 def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
     saved = None
+    runtime.keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
     if resume and any((directory / "checkpoints").glob("step_*.pt")):

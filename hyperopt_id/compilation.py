@@ -35,12 +35,13 @@ def compiled(function: Function, **options: Any) -> Function:
     """The function compiled as one graph for fixed shapes. Where that fails, one line says so, and it runs eagerly."""
     import torch._dynamo
 
-    torch._dynamo.config.trace_autograd_ops = True  # without it, a call of torch.autograd.grad is an error
     program = torch.compile(function, fullgraph=True, dynamic=False, **options)
     chosen: Function | None = None
 
     def call(*arguments: Any) -> Any:
         nonlocal chosen
+        if not torch._dynamo.config.trace_autograd_ops:  # in every thread that calls
+            torch._dynamo.config.trace_autograd_ops = True  # without it, a call of torch.autograd.grad is an error
         if chosen is not None:
             return chosen(*arguments)
         try:

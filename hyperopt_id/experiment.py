@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_id import checkpoint, population, trees, workers
+from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
 from hyperopt_id.telemetry import Telemetry, as_json, measure
@@ -116,7 +116,7 @@ def run(
     if plan.reset and starting is None:
         starting = _Progress.begin(parts).chunks
     on_cpu = progress.chunks[0].skipped.device.type == "cpu"
-    with workers.shared_out(len(parts.members) if parts.compiled and on_cpu else 1) as each:
+    with runtime.shared_out(len(parts.members) if parts.compiled and on_cpu else 1) as each:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]

@@ -42,6 +42,7 @@ from hyperopt_id import (
     hypergrad,
     population,
     rules,
+    runtime,
     supervised,
 )
 from hyperopt_id.experiment import Parts, hyper_update
@@ -324,6 +325,7 @@ def main() -> None:
         return
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"unknown table {unknown[0]}: choose from {', '.join(TABLES)}")
+    runtime.keep_freed_memory()  # as the command line does
     result: dict[str, Any] = {"machine": machine(options.device)}
     print(", ".join(f"{name} {value}" for name, value in result["machine"].items()), flush=True)
     for name in options.tables or TABLES:

@@ -13,7 +13,7 @@ LAYERS = (  # a name stands for a module, for the files of a package, and for si
     "rules mup mulo space tasks",
     "dynamics curvature",
     "hypergrad es",
-    "population workers meta telemetry checkpoint",
+    "population runtime meta telemetry checkpoint",
     "experiment analysis optim",
     "config",
     "build",  # turns the dataclasses of config into parts, so it stands on config

@@ -1,0 +1,52 @@
+"""How the cores and the memory of a machine are used."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+Map = Callable[..., Iterable[Any]]
+
+
+@contextmanager
+def shared_out(tasks: int) -> Iterator[Map]:
+    """A `map` for `tasks` calls at a time, on as many threads as torch may use; each of them computes with its share of
+    torch's threads. The first `map` runs in the calling thread: it is the one that compiles.
+
+    For compiled chunks of a population: they are independent, and compiled programs leave Python's lock while they
+    compute, so that this scales where the parallel loops inside of one small chunk do not.
+    """
+    cores = torch.get_num_threads()
+    count = min(cores, tasks)
+    if count == 1:
+        yield map
+        return
+    first = True
+
+    def shared(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
+        nonlocal first
+        if first:
+            first = False
+            return map(function, *arguments)
+        return pool.map(function, *arguments)
+
+    share = partial(torch.set_num_threads, cores // count)
+    share()  # here, too: programs are compiled for a number of threads
+    try:
+        with ThreadPoolExecutor(count, initializer=share) as pool:
+            yield shared
+    finally:
+        torch.set_num_threads(cores)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, up to 60 MB, for the next allocation.
+
+    A hyper-update allocates and frees the same few megabytes again and again; glibc gives them back to the system and
+    faults them in anew, thousands of pages each time. The largest block that was ever freed sets its thresholds, so one
+    block of 30 MB is made and dropped. Elsewhere this does nothing.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)
