@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -106,7 +107,11 @@ def _train(options: argparse.Namespace) -> None:
 def new_directory(config: Config) -> Path:
     """DIR/GROUP/NAME, where what is not given follows from the config and the time."""
     group = config.log.group or f"{config.task.name}_{config.algorithm}"
-    return Path(config.log.dir or "runs") / group / (config.log.name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    parent, stamp = Path(config.log.dir or "runs") / group, time.strftime("%Y-%m-%d_%H-%M-%S")
+    if config.log.name is not None:
+        return parent / config.log.name
+    names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
+    return next(parent / name for name in names if not (parent / name).exists())
 
 
 def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) -> Path | None:
@@ -120,11 +125,13 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
             "--resume auto finds the run by its config files: add -c FILE..., or name the directory: --resume DIR"
         )
     else:
-        group = new_directory(load(options.config, overrides)).parent
+        config = load(options.config, overrides)
+        group = new_directory(config).parent
         runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
+        runs = [path for path in runs if not differences(load([path / "config.yaml"]), config)]
         unfinished = [path for path in runs if not is_finished(path)] or runs
         if not unfinished:
-            raise ValueError(f"--resume auto found no run in {group}; leave --resume out to start one")
+            raise ValueError(f"--resume auto found no run of this config in {group}; leave --resume out to start one")
         directory = unfinished[-1]
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"--resume {directory}: there is no run (no config.yaml) in that directory")
@@ -133,7 +140,7 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
 
 def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
-    saved = None
+    saved, began = None, time.perf_counter()
     runtime.keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
@@ -159,7 +166,9 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, A
                 telemetry.discard()
             telemetry.close()
             raise
-        summary = experiment.run(parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled})
+        summary = experiment.run(
+            parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled}, began=began
+        )
         summary["config_hash"] = config_hash(config)
         telemetry.close(summary)
     return summary

@@ -65,14 +65,15 @@ class Dynamics(NamedTuple):
     """Φ in the two forms that are needed, with `linearize(z, raw, b).z_next == step(z, constrain(raw, z.params), b)`.
 
     The plain step takes natural values, for raw ones are constant between hyper-updates and need to be transformed
-    once. `pull` is a linearization used once, `(v·∂Φ/∂z, v·∂Φ/∂raw)`. `tuned` selects the entries of raw that
-    derivatives are taken in.
+    once. `pull` is a linearization used once, `(v·∂Φ/∂z, v·∂Φ/∂raw)`, and `pull_raw` the second of these alone, which
+    needs no Hessian. `tuned` selects the entries of raw that derivatives are taken in.
     """
 
     constrain: Callable[[Params, Params], Hyperparameters]
     step: Callable[[TrainState, Hyperparameters, Batch], tuple[TrainState, Metrics]]
     linearize: Callable[[TrainState, Params, Batch], Linearization]
     pull: Callable[[TrainState, Params, Batch, Cotangent], tuple[Cotangent, Params]]
+    pull_raw: Callable[[TrainState, Params, Batch, Cotangent], Params]
     tuned: Callable[[Params], Params]
 
 
@@ -134,7 +135,10 @@ def make_dynamics(
         here = linearize(z, raw, batch)
         return here.pull_state(v), here.pull_raw(v)
 
-    return Dynamics(constrain, step, linearize, pull, tuned)
+    def pull_raw(z: TrainState, raw: Params, batch: Batch, v: Cotangent) -> Params:
+        return linearize(z, raw, batch).pull_raw(v)
+
+    return Dynamics(constrain, step, linearize, pull, pull_raw, tuned)
 
 
 def objective_cotangent(

@@ -105,12 +105,14 @@ def run(
     *,
     resume: Mapping[str, Any] | None = None,
     remember: Mapping[str, Any] | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
-    """Train all R members to the end and return the summary (see `interface` in the documentation).
+    """Train all R members to the end and return the summary, as `docs/run_directory.md` has it.
 
-    `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state.
+    `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state. `began`
+    is the `time.perf_counter()` from which seconds are counted (default: now).
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
     starting = progress.chunks if plan.reset and not progress.update else None
     if plan.reset and starting is None:

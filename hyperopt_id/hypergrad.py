@@ -28,6 +28,7 @@ from hyperopt_id import trees
 from hyperopt_id.dynamics import Batch, Cotangent, Dynamics, Metrics, TrainState, objective_cotangent
 from hyperopt_id.trees import Params
 
+MOST_TANGENTS = 1000
 Objective = Callable[[Params, Params, Params, Batch], Tensor]  # (params, buffers, raw, batch) -> ℓ
 
 
@@ -43,11 +44,13 @@ class Outcome(NamedTuple):
 class Engine(NamedTuple):
     """`call(dynamics, objective, z, raw, batches, target)` takes `window` steps, one for each of `batches`, and
     differentiates the objective on the batch `target`. `traceable` engines are one small graph, fit to compile as
-    a whole; the others are loops over pieces that are compiled one by one."""
+    a whole; the others are loops over pieces that are compiled one by one. `products` says whether Hessian-vector
+    products are needed."""
 
     window: int
     call: Callable[[Dynamics, Objective, TrainState, Params, Sequence[Batch], Batch], Outcome]
     traceable: bool
+    products: bool
 
 
 def neumann(terms: int, *, carry_state: bool = False) -> Engine:
@@ -74,7 +77,7 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
             total = trees.add(total, v)
         return Outcome(here.z_next, [here.metrics], value, trees.add(direct, here.pull_raw(total)))
 
-    return Engine(1, call, traceable=True)
+    return Engine(1, call, traceable=True, products=terms > 1)
 
 
 def no_gradient() -> Engine:
@@ -85,7 +88,7 @@ def no_gradient() -> Engine:
     ) -> Outcome:
         return Outcome(z, [], None, trees.zeros(dynamics.tuned(raw)))
 
-    return Engine(0, call, traceable=True)
+    return Engine(0, call, traceable=True, products=False)
 
 
 def one_step() -> Engine:
@@ -107,12 +110,13 @@ def unroll(window: int) -> Engine:
         points, metrics, z = _roll(dynamics, z, raw, batches)
         value, v, total = _cotangent(dynamics, objective, z, raw, target)
         v = Cotangent(v.params, trees.zeros(z.state))
-        for point, batch in zip(reversed(points), reversed(batches), strict=True):
+        for point, batch in zip(reversed(points[1:]), reversed(batches[1:]), strict=True):
             v, part = dynamics.pull(point, raw, batch, v)
             total = trees.add(total, part)
+        total = trees.add(total, dynamics.pull_raw(points[0], raw, batches[0], v))
         return Outcome(z, metrics, value, total)
 
-    return Engine(window, call, traceable=False)
+    return Engine(window, call, traceable=False, products=window > 1)
 
 
 def forward(window: int) -> Engine:
@@ -141,11 +145,17 @@ def forward(window: int) -> Engine:
             total = {k: torch.addcmul(total[k], unit[k], trees.per_run(slope, unit[k])) for k in total}
         return Outcome(z, metrics, value, total)
 
-    return Engine(window, call, traceable=False)
+    return Engine(window, call, traceable=False, products=True)
 
 
 def _units(tuned: Params, run_axes: int) -> list[Params]:
     """A tangent of raw for every tuned number: 1 there, in all runs alike, and 0 elsewhere."""
+    numbers = sum(value[(0,) * run_axes].numel() for value in tuned.values())
+    if numbers > MOST_TANGENTS:
+        raise ValueError(
+            f"forward mode takes a Hessian-vector product for every tuned number in every step, and {numbers} are tuned; "
+            f"tune at most {MOST_TANGENTS} (granularity global or tensor), or take engine unroll or neumann"
+        )
     units = []
     for key, value in tuned.items():
         flat = torch.zeros_like(value).reshape((*value.shape[:run_axes], -1))

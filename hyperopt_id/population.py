@@ -101,7 +101,10 @@ def make_update(
     numbers, which has no data-dependent control flow.
     """
     plain = dynamics._replace(step=prepare(dynamics.step, "inner"))
-    inside = dynamics if engine.traceable else plain._replace(pull=prepare(dynamics.pull, "hypergradient"))
+    inside = dynamics
+    if not engine.traceable:
+        pull, pull_raw = (prepare(piece, "hypergradient") for piece in (dynamics.pull, dynamics.pull_raw))
+        inside = plain._replace(pull=pull, pull_raw=pull_raw)
 
     def conclude(
         z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch

@@ -5,6 +5,7 @@ Objects in, functions out: nothing here knows a config or looks anything up by n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation, population, rules, trees
-from hyperopt_id.curvature import Curvature, exact
+from hyperopt_id.curvature import Curvature, choose, none
 from hyperopt_id.dynamics import TrainState, make_dynamics
 from hyperopt_id.experiment import Parts, Stopwatch
 from hyperopt_id.hypergrad import Engine
@@ -23,6 +24,8 @@ from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.trees import Params
+
+logger = logging.getLogger("hyperopt_id")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def assemble(
     engine: Engine,
     meta: UpdateRule | None = None,
     meta_space: Space | None = None,
-    curvature: Curvature = exact,
+    curvature: Curvature | None = None,
     sub_batch: float = 1.0,
     seeds: Sequence[int] = (0,),
     sample: bool = False,
@@ -54,7 +57,8 @@ def assemble(
 
     `meta` (default Adam) moves the raw hyperparameters along `engine`'s hypergradients, with its own hyperparameters
     in `meta_space` (default lr 0.05). `sample` draws starting values from the spaces instead of their `init`.
-    `sub_batch` is the fraction of a batch that Hessian-vector products use.
+    `curvature` None takes exact products where the loss can be differentiated twice, else finite differences, and logs
+    which; `sub_batch` is the fraction of a batch that they use.
 
     A ValueError where a space does not hold exactly the hyperparameters of its rule.
     """
@@ -71,7 +75,7 @@ def assemble(
         population.lift_rule(rule, how),
         lift(space.constrain),
         space.tuned,
-        curvature,
+        _curvature(curvature, engine, task, seeds[0]),
         None if sub_batch == 1.0 else _thinner(task, sub_batch, lift),
     )
 
@@ -110,6 +114,18 @@ def assemble(
         execution.compile,
         watch,
     )
+
+
+def _curvature(given: Curvature | None, engine: Engine, task: Task, seed: int) -> Curvature:
+    if not engine.products:
+        return none
+    if given is not None:
+        return given
+    params, buffers = task.init(seed)
+    batch = population.Feed(task.batches, "loop")("train", [seed], 0, 1)[0]
+    chosen, why = choose(lambda w: task.loss(w, buffers, batch), params)
+    logger.info("curvature: %s", why)
+    return chosen
 
 
 def adam_space(lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Space:

@@ -19,7 +19,6 @@ from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
-from hyperopt_id.tasks.task import Task
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -48,7 +47,7 @@ def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts,
         "rule": build_rule(config),
         "space": build_space(config),
         "engine": ENGINES[config.hypergradient.engine](config),
-        "curvature": _curvature(config, task, seeds[0]),
+        "curvature": _curvature(config),
         "sub_batch": config.hypergradient.curvature.sub_batch,
         "seeds": seeds,
         "sample": config.population.samples,
@@ -107,20 +106,11 @@ def _meta(config: Config) -> dict[str, Any]:
     return {"meta": rules.adam(), "meta_space": adam_space(meta.lr, meta.beta1, meta.beta2, meta.eps)}
 
 
-def _curvature(config: Config, task: Task, seed: int) -> Curvature:
+def _curvature(config: Config) -> Curvature | None:
     chosen = config.hypergradient.curvature
-    engine = config.hypergradient.engine
-    if engine == "one_step" or (engine == "neumann" and config.hypergradient.terms == 1):
-        return curvature.none
     if chosen.name == "finite_difference":
         return curvature.finite_difference(chosen.epsilon, chosen.sides)
-    if chosen.name == "exact" or engine == "none":
-        return curvature.exact
-    params, buffers = task.init(seed)
-    batch = population.Feed(task.batches, "loop")(config.task.train_on, [seed], 0, 1)[0]
-    picked, why = curvature.choose(lambda w: task.loss(w, buffers, batch), params)
-    logger.info("curvature: %s", why)
-    return picked
+    return curvature.exact if chosen.name == "exact" else None
 
 
 def _execution(config: Config, device: torch.device) -> Execution:
@@ -167,7 +157,7 @@ def _eager_seconds(parts: Parts, plan: Plan) -> float:
     """The length of the run, extrapolated from its first hyper-update, which is pure and so may be tried."""
     chunk = population.split(parts.start(), parts.members[:1], parts.lift)[0]
     attempts = []
-    for _ in range(2):  # the first one also warms up
+    for _ in range(2 if parts.window <= 100 else 1):  # the first one also warms up, which is nothing beside a long one
         began = time.perf_counter()
         hyper_update(parts, plan, 0, chunk, parts.members[0])
         attempts.append(time.perf_counter() - began)
