@@ -153,7 +153,7 @@ def _units(tuned: Params, run_axes: int) -> list[Params]:
     numbers = sum(value[(0,) * run_axes].numel() for value in tuned.values())
     if numbers > MOST_TANGENTS:
         raise ValueError(
-            f"forward mode takes a Hessian-vector product for every tuned number in every step, and {numbers} are tuned; "
+            f"forward mode takes a Hessian-vector product for each tuned number in each step, and {numbers} are tuned; "
             f"tune at most {MOST_TANGENTS} (granularity global or tensor), or take engine unroll or neumann"
         )
     units = []
