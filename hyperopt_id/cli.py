@@ -82,7 +82,9 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     overrides = [
-        f"{key}={json.dumps(value)}" for flag, key in FLAGS.items() if (value := getattr(options, flag)) is not None
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for flag, key in FLAGS.items()
+        if (value := getattr(options, flag)) is not None
     ]
     directory = _resumed_directory(options, [*options.set, *overrides])
     files = options.config or ([directory / "config.yaml"] if directory is not None else [])

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
-from hyperopt_id.config_schema import MODELS, TOYS, Config, ModelConfig
+from hyperopt_id.config_schema import MODELS, TOYS, Config, ModelConfig, StandardizeConfig, TaskConfig
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -22,18 +23,17 @@ def problems(config: Config) -> Iterator[Problem]:
 
 def _model(config: Config) -> Iterator[Problem]:
     name, model = config.task.name, config.task.model
-    taken = () if name in TOYS else MODELS[model.name]
-    who = f"task.name = {name}, which brings its own parameters," if name in TOYS else f"task.model.name = {model.name}"
+    if name in TOYS:
+        yield from _toy(config)
+        return
+    taken = MODELS[model.name]
     for option in (f for f in fields(ModelConfig) if f.name not in ("name", "init_from", *taken)):
         value = getattr(model, option.name)
         if value != option.default:
-            shown = list(value) if isinstance(value, tuple) else value
-            cure = f"set task.model.{option.name}=null, or name one of the models that have it"
             having = ", ".join(other for other, options in MODELS.items() if option.name in options)
-            keys = (f"task.model.{option.name}", "task.name" if name in TOYS else "task.model.name")
-            yield keys, f"given {shown}, but {who} has no such option; {cure}: {having}"
-    if name in TOYS:
-        return
+            cure = f"set task.model.{option.name}=null, or name one of the models that have it: {having}"
+            text = f"given {_shown(value)}, but task.model.name = {model.name} has no such option; {cure}"
+            yield (f"task.model.{option.name}", "task.model.name"), text
     allowed = (
         ("lstm", "transformer") if name == "penn_treebank" else tuple(other for other in MODELS if other != "lstm")
     )
@@ -49,6 +49,23 @@ def _model(config: Config) -> Iterator[Problem]:
             yield keys, f"given {width}, which is not a multiple of task.model.heads = {heads}; change one of them"
 
 
+def _toy(config: Config) -> Iterator[Problem]:
+    """Toys have no model, rows of their own, and one batch: all of them."""
+    task = config.task
+    settings = {f"task.model.{f.name}": (getattr(task.model, f.name), f.default) for f in fields(ModelConfig)}
+    settings["task.validation_fraction"] = task.validation_fraction, None
+    if task.batch_size != "all":
+        settings["task.batch_size"] = task.batch_size, TaskConfig.batch_size
+    for key, (value, default) in settings.items():
+        if value != default:
+            who = f"task.name = {task.name}, which brings its own parameters and data, has no such option"
+            yield (key, "task.name"), f"given {_shown(value)}, but {who}; set {key}=null"
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _text(config: Config) -> Iterator[Problem]:
     task = config.task
     if task.batch_size == "all":
@@ -60,9 +77,13 @@ def _text(config: Config) -> Iterator[Problem]:
 def _table(config: Config) -> Iterator[Problem]:
     task = config.task
     if task.name != "csv":
-        for key in ("path", "splits", "loss"):
-            if getattr(task, key) is not None:
-                yield (f"task.{key}",), f"only task.name = csv has it, but task.name = {task.name}"
+        settings = {f"task.{key}": getattr(task, key) for key in ("path", "splits", "loss")}
+        for f in fields(StandardizeConfig):
+            value = getattr(task.standardize, f.name)
+            settings[f"task.standardize.{f.name}"] = value if value != f.default else None
+        for key, value in settings.items():
+            if value is not None:
+                yield (key,), f"only task.name = csv has it, but task.name = {task.name}; set {key}=null"
         return
     if task.loss == "cross_entropy" and task.standardize.targets:
         keys = ("task.standardize.targets", "task.loss")

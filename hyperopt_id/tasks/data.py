@@ -9,7 +9,7 @@ import csv
 import math
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,13 +23,24 @@ from hyperopt_id.tasks.sampling import split_code
 @dataclass(frozen=True)
 class Dataset:
     """inputs [N, ...], targets [N] (or [N, outputs]); splits: name -> (first row, last row + 1),
-    contiguous, in the order train, validation, test; target_scale: the deviation targets were divided by,
-    so that un-normalized mean squared error = mean squared error · target_scale²."""
+    contiguous, in the order train, validation, test; validation and test may be empty or left out where nothing asks
+    for them; target_scale: the deviation targets were divided by, so that un-normalized mean squared error = mean
+    squared error · target_scale². Anything else is a ValueError."""
 
     inputs: Tensor
     targets: Tensor
     splits: dict[str, tuple[int, int]]
     target_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, values in (("inputs", self.inputs), ("targets", self.targets)):
+            if not isinstance(values, Tensor) or not values.ndim:
+                found = type(values).__name__ if not isinstance(values, Tensor) else "a single number"
+                raise ValueError(f"Dataset: {name} must be a tensor with a row per example, got {found}")
+        if len(self.inputs) != len(self.targets):
+            counts = f"{len(self.inputs)} rows of inputs and {len(self.targets)} of targets"
+            raise ValueError(f"Dataset: got {counts}: every example needs one of each")
+        check_splits(self.splits, len(self.inputs))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,7 +51,12 @@ class Dataset:
         """First row and last row + 1 of a split, or of "train+validation"."""
         split_code(split)
         if split == "train+validation":
-            return self.splits["train"][0], self.splits["validation"][1]
+            return self.splits["train"][0], self.splits.get("validation", self.splits["train"])[1]
+        if split not in self.splits:
+            raise ValueError(
+                f"the data set has no {split} split, only {', '.join(self.splits)}: give it rows, or leave {split} "
+                "out of what is asked for, such as the reports"
+            )
         return self.splits[split]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
@@ -50,6 +66,30 @@ class Dataset:
             return values.to(device, dtype if values.is_floating_point() else None)
 
         return replace(self, inputs=moved(self.inputs), targets=moved(self.targets))
+
+
+def check_splits(splits: Mapping[str, tuple[int, int]], rows: int) -> None:
+    """Raise a ValueError where splits are not what `Dataset` says, for this number of rows."""
+    order = ("train", "validation", "test")
+    if not isinstance(splits, Mapping) or not {"train"} <= {*splits} <= {*order}:
+        found = list(splits) if isinstance(splits, Mapping) else splits
+        raise ValueError(f"Dataset: splits must name train, and may name validation and test, got {found}")
+    last = None
+    for name in (name for name in order if name in splits):
+        bounds = splits[name]
+        whole = isinstance(bounds, tuple | list) and all(isinstance(bound, int | np.integer) for bound in bounds)
+        if not whole or len(bounds) != 2:
+            raise ValueError(f"Dataset: split {name} must be (first row, last row + 1), got {bounds!r}")
+        start, stop = bounds
+        if not 0 <= start <= stop <= rows or (name == "train" and start == stop):
+            needed = "1 or more of the" if name == "train" else "within the"
+            raise ValueError(f"Dataset: split {name} must be {needed} rows 0 to {rows}, got ({start}, {stop})")
+        if last is not None and start != last:
+            raise ValueError(
+                f"Dataset: split {name} must begin at row {last}, where the one before it ends, got ({start}, {stop}): "
+                "put the rows in the order train, validation, test"
+            )
+        last = stop
 
 
 def split_by_position(
@@ -117,7 +157,14 @@ def _tensor(values: np.ndarray) -> Tensor:
 def read_csv(path: Path) -> np.ndarray:
     """Numbers of a comma-separated file, float64 [rows, columns]. A first row without a single number is a
     header. Text, missing or non-finite values and ragged rows are a ValueError with file, row and column
-    (counted from 1)."""
+    (counted from 1), and so is text in another encoding than UTF-8."""
+    try:
+        return _read_csv(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error}): save it as comma-separated UTF-8") from error
+
+
+def _read_csv(path: Path) -> np.ndarray:
     with open(path, newline="", encoding="utf-8-sig") as stream:
         header = not any(_is_number(cell) for cell in next(csv.reader(stream), []))
     try:

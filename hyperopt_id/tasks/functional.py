@@ -5,6 +5,8 @@
 The module built once serves as a template: its tensors are swapped for the given ones during a call, as
 `torch.func.functional_call` does. That function costs a few percent of a small model's training step, so
 outside `torch.compile` the same swap is done through slots looked up once.
+
+Parameters that do not require a gradient are constants of a run: they are among the buffers.
 """
 
 import copy
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from hyperopt_id import trees
+from hyperopt_id.tasks import module_checks
 from hyperopt_id.tasks.models.layers import Dropout
 
 Tensors = dict[str, Tensor]
@@ -39,35 +43,63 @@ class FunctionalModule:
 
     def __post_init__(self) -> None:
         module = stateless_dropout(self._build(0))
+        module_checks.refuse_cumulative_average(module)
+        params, _ = divided(module)
+        if not params:
+            raise ValueError("the model has no parameter to train: one or more must have requires_grad = True")
         object.__setattr__(self, "training", Template(module.train()))
         object.__setattr__(self, "evaluation", Template(module.eval()))
-        object.__setattr__(self, "roles", dict(getattr(module, "roles", {})))
+        roles = getattr(module, "roles", {})
+        object.__setattr__(self, "roles", {name: role for name, role in roles.items() if name in params})
 
     def init(self, seed: int) -> tuple[Tensors, Tensors]:
         """(params, buffers), drawn by the module's own initialization on the CPU; the global generators of
         the caller are left as they were."""
-        module = self._build(seed)
-        params = {name: value.detach().clone() for name, value in module.named_parameters()}
-        return params, {name: value.detach().clone() for name, value in persistent_buffers(module)}
+        return divided(self._build(seed))
 
     def _build(self, seed: int) -> nn.Module:
+        cure = "a function that makes the model is needed, such as lambda: nn.Linear(4, 1)"
+        if isinstance(self.factory, nn.Module) or not callable(self.factory):
+            raise ValueError(f"{cure}; given {type(self.factory).__name__} itself")
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would also reseed the CUDA generators, which are not forked here.
             torch.default_generator.manual_seed(seed)
-            return copy.deepcopy(self.factory()).to(self.device, self.dtype)
+            module = self.factory()
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{cure}; it returned {type(module).__name__}, which is no nn.Module")
+        return copy.deepcopy(module).to(self.device, self.dtype)
 
     def train(self, params: Tensors, buffers: Tensors, seed: Tensor, *arguments: Any) -> tuple[Any, Tensors]:
         """Training mode: outputs and updated buffers. Buffers are copied first, since BatchNorm writes in
-        place."""
+        place; those that the module assigns anew keep their type, as those that it writes to do."""
         if not buffers:
-            return self.training(params, seed, *arguments), buffers
-        buffers = {name: value.clone() for name, value in buffers.items()}
-        outputs = self.training({**params, **buffers}, seed, *arguments)
-        return outputs, {name: value.detach() for name, value in buffers.items()}
+            return self.training(params, seed, *arguments)[0], buffers
+        copies = {name: value.clone() for name, value in buffers.items()}
+        outputs, after = self.training({**params, **copies}, seed, *arguments)
+        return outputs, {name: after[name].detach().to(value.dtype) for name, value in buffers.items()}
 
     def evaluate(self, params: Tensors, buffers: Tensors, *arguments: Any) -> Any:
-        """Evaluation mode: outputs only."""
-        return self.evaluation({**params, **buffers}, None, *arguments)
+        """Evaluation mode: outputs only; what the module writes to its buffers is dropped."""
+        copies = {name: value.clone() for name, value in buffers.items()}
+        return self.evaluation({**params, **copies}, None, *arguments)[0]
+
+    @torch.no_grad()
+    def check(self, *arguments: Any) -> Any:
+        """Raise a ValueError where a training step could not be repeated or would lose part of its state; the
+        outputs in evaluation mode. The global generators are left as they were."""
+        params, buffers = divided(self.training.module)
+        seed = torch.zeros((), dtype=torch.int64, device=self.device)
+        with module_checks.generators_untouched(self.device):
+            module_checks.check_writes(copy.deepcopy(self.training.module), {*buffers}, arguments)
+            twice = [self.train(params, buffers, seed, *arguments)[0] for _ in range(2)]
+            outputs = self.evaluate(params, buffers, *arguments)
+        first, second = map(trees.leaves, twice)
+        if len(first) != len(second) or not all(map(module_checks.same, first, second)):
+            raise ValueError(
+                "the model gives other outputs when a training step is repeated, so no step could be: keep what it "
+                "remembers in buffers (register_buffer), and let nn.Dropout draw its random numbers"
+            )
+        return outputs
 
 
 class Template:
@@ -78,28 +110,32 @@ class Template:
         self.dropouts = [name for name, part in module.named_modules() if isinstance(part, Dropout)]
         self.copies: dict[int, tuple[nn.Module, tuple[Slot, ...]]] = {}
 
-    def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> Any:
-        if seed is not None and self.dropouts:
-            tensors = {**tensors, **{f"{name}.seed" if name else "seed": seed for name in self.dropouts}}
+    def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> tuple[Any, Tensors]:
+        """Outputs, and the tensors with the buffers that the module assigned in the place of those given."""
+        tensors = dict(tensors)
+        if seed is not None:
+            tensors |= {f"{name}.seed" if name else "seed": seed for name in self.dropouts}
         if torch.compiler.is_compiling():
-            return torch.func.functional_call(self.module, tensors, arguments)
+            return torch.func.functional_call(self.module, tensors, arguments), tensors  # it writes to `tensors`, too
         thread = threading.get_ident()
         if thread not in self.copies:
             module = copy.deepcopy(self.module)
             self.copies[thread] = module, tuple(_slots(module))
         module, slots = self.copies[thread]
         with _swapped(slots, tensors):
-            return module(*arguments)
+            return module(*arguments), tensors
 
 
 @contextmanager
 def _swapped(slots: tuple[Slot, ...], tensors: Tensors) -> Iterator[None]:
+    """Put `tensors` into the slots, and what is in the slots of buffers at the end into `tensors`."""
     saved = [store[key] for store, key, _ in slots]
+    given = [slot for slot in slots if slot[2] in tensors]
     try:
-        for store, key, name in slots:
-            if name in tensors:
-                store[key] = tensors[name]
+        for store, key, name in given:
+            store[key] = tensors[name]
         yield
+        tensors |= {name: store[key] for store, key, name in given if store[key] is not tensors[name]}
     finally:
         for (store, key, _), value in zip(slots, saved, strict=True):
             store[key] = value
@@ -115,10 +151,15 @@ def _slots(module: nn.Module) -> Iterator[Slot]:
                     yield store, key, names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
 
 
-def persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers that `state_dict` holds; the others are constants of the template."""
+def divided(module: nn.Module) -> tuple[Tensors, Tensors]:
+    """Copies of (the parameters that are trained, the buffers that `state_dict` holds and frozen parameters); other
+    buffers are constants of the template."""
+    parameters = dict(module.named_parameters())
     stored = module.state_dict().keys()
-    return [(name, value) for name, value in module.named_buffers() if name in stored]
+    buffers: Tensors = {name: value for name, value in parameters.items() if not value.requires_grad}
+    buffers |= {name: value for name, value in module.named_buffers() if name in stored}
+    params = {name: value.detach().clone() for name, value in parameters.items() if value.requires_grad}
+    return params, {name: value.detach().clone() for name, value in buffers.items()}
 
 
 def stateless_dropout(module: nn.Module) -> nn.Module:

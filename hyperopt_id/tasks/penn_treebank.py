@@ -147,8 +147,11 @@ def language_task(streams: Streams, module_factory: Callable[[], nn.Module], dty
     module = FunctionalModule(module_factory, device, dtype)
     initial_state = getattr(module.evaluation.module, "initial_state", None)
 
-    def zeros() -> Tensors:
-        return {} if initial_state is None else {k: v.detach().clone() for k, v in initial_state(streams.width).items()}
+    def zeros(width: int = streams.width) -> Tensors:
+        return {} if initial_state is None else {k: v.detach().clone() for k, v in initial_state(width).items()}
+
+    few = streams.tokens.reshape(-1, streams.width)[:2, :2].t()
+    module.check(few, *([zeros(len(few))] if initial_state else []))
 
     def init(seed: int) -> tuple[Tensors, Tensors]:
         params, buffers = module.init(seed)

@@ -102,23 +102,31 @@ def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, 
     return Task(module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
 
 
-@torch.no_grad()
 def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> None:
-    """Raise a ValueError where the module does not take the inputs or its outputs do not suit the targets."""
+    """Raise a ValueError where the module does not take the inputs, its outputs do not suit the targets, or its steps
+    could not be repeated."""
     shape = list(dataset.inputs.shape[1:])
     targets = dataset.targets[:2]
     try:
-        outputs = module.evaluation.module(dataset.inputs[:2])
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {error}") from error
+        outputs = module.check(dataset.inputs[:2])
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model returns {type(outputs).__name__}: its forward must return one tensor of outputs")
     given = list(outputs.shape[1:])
+    if criterion == "mse" and not targets.is_floating_point():
+        raise ValueError(f"mse needs targets that are real numbers, these are {targets.dtype}: use targets.float()")
     if criterion == "mse" and outputs.numel() != targets.numel():
         needed = list(targets.shape[1:]) or [1]
         raise ValueError(f"mse: outputs of the model have shape {given} each, the targets need {needed}")
     if criterion == "cross_entropy":
-        classes = 0 if targets.is_floating_point() else int(dataset.targets.max()) + 1
-        if not classes:
+        if targets.is_floating_point():
             raise ValueError("cross_entropy needs integer targets, these are real numbers: use mse")
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            found = f"{targets.dtype} of shape {list(dataset.targets.shape)}"
+            raise ValueError(f"cross_entropy needs integer targets, int64 [rows], these are {found}: targets.long()")
+        classes = int(dataset.targets.max()) + 1
         if len(given) != 1 or given[0] < classes:
             raise ValueError(f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]")
 
@@ -180,7 +188,8 @@ class RowSampler:
         """See `Task.batches`: index [T, R, B] or None, seed [T, R]."""
         device = self.dataset.targets.device
         seed = batch_seeds(split, seeds, start, steps, device)
-        rows = self.sizes[split]
+        first, last = self.dataset.bounds(split)
+        rows = last - first
         if not rows:
             raise ValueError(f"the {split} split is empty: there is nothing to draw batches from")
         if self.batch_size is None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from hyperopt_id.tasks.data import read_csv, read_idx, regression, split_by_position, standardize
+from hyperopt_id.tasks.data import Dataset, read_csv, read_idx, regression, split_by_position, standardize
 from hyperopt_id.tasks.diabetes import diabetes
 from hyperopt_id.tasks.digits import digits
+from hyperopt_id.tasks.task import supervised
 
 
 def write(path: Path, text: str) -> Path:
@@ -55,6 +57,17 @@ def test_numbers_of_a_csv_file(tmp_path: Path, text: str):
 def test_bad_cells_of_a_csv_file_are_named(tmp_path: Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
         read_csv(write(tmp_path / "table.csv", text))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["Größe,b\n1,2\n".encode("latin-1"), "1,2\n".encode("utf-16"), b"1,2\n" * 9000 + "3,ß\n".encode("latin-1")],
+    ids=["header", "utf-16", "late"],
+)
+def test_a_csv_file_in_another_encoding_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"table\.csv: not a text file in UTF-8"):
+        read_csv(tmp_path / "table.csv")
 
 
 def test_idx_files():
@@ -131,6 +144,63 @@ def test_moving_changes_the_type_of_floating_point_tensors_only():
     assert data.inputs.dtype == data.dtype == torch.float32
     assert data.targets.dtype == torch.int64
     assert data.bounds("train+validation") == (0, 1447)
+
+
+# the data set itself
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({}, "splits must name train, and may name validation and test, got"),
+        ({"validation": (0, 5)}, r"splits must name train, .* got \['validation'\]"),
+        ({"train": (0, 5), "valid": (5, 10)}, r"splits must name train, .* got \['train', 'valid'\]"),
+        ([0, 5], r"splits must name train, .* got \[0, 5\]"),
+        ({"train": 5}, r"split train must be \(first row, last row \+ 1\), got 5"),
+        ({"train": (0.0, 5.0)}, r"split train must be \(first row, last row \+ 1\), got \(0.0, 5.0\)"),
+        ({"train": (0, 0), "test": (0, 5)}, r"split train must be 1 or more of the rows 0 to 10, got \(0, 0\)"),
+        ({"train": (0, 11)}, r"split train must be 1 or more of the rows 0 to 10, got \(0, 11\)"),
+        ({"train": (-3, 5)}, r"split train must be 1 or more of the rows 0 to 10, got \(-3, 5\)"),
+        ({"train": (0, 5), "test": (5, 11)}, r"split test must be within the rows 0 to 10, got \(5, 11\)"),
+        ({"train": (0, 5), "validation": (8, 6)}, "split validation must be within the rows"),
+        ({"train": (0, 5), "validation": (4, 8)}, "split validation must begin at row 5, where the one before it ends"),
+        ({"train": (0, 5), "validation": (6, 8)}, "split validation must begin at row 5"),
+        ({"train": (5, 10), "test": (0, 5)}, "split test must begin at row 10"),
+    ],
+)
+def test_wrong_splits_are_refused(splits: dict, message: str):
+    with pytest.raises(ValueError, match=f"^Dataset: {message}") as caught:
+        Dataset(torch.zeros(10, 2), torch.zeros(10), splits)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (np.zeros((10, 2)), torch.zeros(10), "inputs must be a tensor with a row per example, got ndarray"),
+        (torch.zeros(10, 2), [0.0] * 10, "targets must be a tensor with a row per example, got list"),
+        (torch.zeros(10, 2), torch.tensor(0.0), "targets must be a tensor .* got a single number"),
+        (torch.zeros(10, 2), torch.zeros(9), "got 10 rows of inputs and 9 of targets"),
+    ],
+)
+def test_wrong_tables_are_refused(inputs, targets, message: str):
+    with pytest.raises(ValueError, match=f"^Dataset: {message}"):
+        Dataset(inputs, targets, {"train": (0, 9)})
+
+
+def test_splits_that_nothing_asks_for_may_be_left_out():
+    data = Dataset(torch.zeros(10, 2), torch.zeros(10), {"test": (6, 10), "train": (0, 6)})
+    assert data.bounds("train+validation") == (0, 6)
+    assert data.bounds("test") == (6, 10)
+    message = "the data set has no validation split, only test, train: give it rows, or leave validation out of"
+    with pytest.raises(ValueError, match=message):
+        data.bounds("validation")
+    task = supervised(data, lambda: nn.Linear(2, 1), "mse", 3)
+    assert task.sizes == {"train": 6, "test": 4, "train+validation": 6}
+    assert task.evaluate(*task.init(0), "test")["loss"].isfinite()
+    for fails in (lambda: task.batches("validation", [0], 0, 1), lambda: task.evaluate(*task.init(0), "validation")):
+        with pytest.raises(ValueError, match=message):
+            fails()
 
 
 # digits, diabetes

@@ -151,6 +151,22 @@ def test_wrong_weights_are_refused(tmp_path: Path, change, message: str):
 def test_unreadable_weights_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="there is no file"):
         load_weights(tmp_path / "weights.npz", {}, {})
-    (tmp_path / "weights.npz").write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match="not a readable npz archive"):
-        load_weights(tmp_path / "weights.npz", {}, {})
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    np.savez(tmp_path / "whole.npz", bias=np.zeros(3))
+    contents = (
+        b"not an archive",
+        b"",
+        (tmp_path / "single.npy").read_bytes(),
+        (tmp_path / "whole.npz").read_bytes()[:-9],
+    )
+    for content in contents:
+        (tmp_path / "weights.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.npz is not a readable npz archive"):
+            load_weights(tmp_path / "weights.npz", {}, {})
+
+
+@pytest.mark.parametrize("array", [np.array(["a", "b"]), np.array([1j, 2.0]), np.array([b"a", b"b"])], ids=str)
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, array: np.ndarray):
+    np.savez(tmp_path / "weights.npz", bias=array)
+    with pytest.raises(ValueError, match=r"weights\.npz: bias holds .*, real numbers are needed"):
+        load_weights(tmp_path / "weights.npz", {"bias": torch.zeros(2)}, {})

@@ -1,5 +1,7 @@
 """Starting from given weights."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,9 @@ def load_weights(path: Path | str, params: Tensors, buffers: Tensors) -> tuple[T
     if not path.is_file():
         raise ValueError(f"init_from: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"init_from: {path} is not a readable npz archive of arrays ({error})") from error
     known = {**params, **buffers}
     missing = [name for name in params if name not in arrays]
@@ -34,6 +36,9 @@ def load_weights(path: Path | str, params: Tensors, buffers: Tensors) -> tuple[T
             raise ValueError(
                 f"init_from: {path}: {name} has shape {array.shape}, the model needs {tuple(known[name].shape)}"
             )
+
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"init_from: {path}: {name} holds {array.dtype}, real numbers are needed")
 
     def given(tensors: Tensors) -> Tensors:
         return {
