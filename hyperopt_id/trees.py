@@ -104,6 +104,8 @@ def where(condition_R: Tensor, yes: Tree, no: Tree) -> Tree:
 
 def per_run(values_R: Tensor, leaf: Tensor) -> Tensor:
     """One value a run, shaped to broadcast against a leaf [R, ...]; a scalar for a single run."""
+    if values_R.ndim == 0:
+        return values_R
     return values_R.reshape(values_R.shape + (1,) * (leaf.ndim - values_R.ndim))
 
 
@@ -114,11 +116,14 @@ def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
 
 
 def _rows(leaf: Tensor, run_axes: int) -> Tensor:
+    """[..., N]: the run axes, and everything else in a row."""
     return leaf.reshape((*leaf.shape[:run_axes], -1))
 
 
 def norm(tree: Tree, run_axes: int = 0) -> Tensor:
     """The Euclidean norm over all leaves; the first `run_axes` axes are kept."""
+    if not run_axes:
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
     parts = [torch.linalg.vector_norm(_rows(leaf, run_axes), dim=-1) for leaf in leaves(tree)]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
