@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hyperopt_id import compilation, population, rules, trees
 from hyperopt_id.curvature import Curvature, choose, none
-from hyperopt_id.dynamics import TrainState, make_dynamics
+from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts, Stopwatch
-from hyperopt_id.hypergrad import Engine
+from hyperopt_id.hypergrad import Engine, Objective
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
@@ -69,19 +69,8 @@ def assemble(
     _check_names("space", space, rule)
     _check_names("meta_space", meta_space, meta)
     lift = partial(population.lift, how=how)
-    loss = lift(_autocast(task.loss) if execution.autocast else task.loss)
-    dynamics = make_dynamics(
-        loss,
-        population.lift_rule(rule, how),
-        lift(space.constrain),
-        space.tuned,
-        _curvature(curvature, engine, task, seeds[0]),
-        None if sub_batch == 1.0 else _thinner(task, sub_batch, lift),
-    )
-
-    def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
-        return loss(params, buffers, batch)[0]
-
+    curvature = pick_curvature(curvature, engine, task, seeds[0])
+    dynamics, objective = _lifted(task, rule, space, curvature, sub_batch, execution)
     update = population.make_update(
         dynamics,
         engine,
@@ -96,9 +85,8 @@ def assemble(
         return trees.stack([_member(task, rule, space, meta, meta_space, seed, sample) for seed in seeds])
 
     def hyper(run: Run) -> dict[str, Any]:
-        return {
-            name: _reported(space, name, values) for name, values in dynamics.constrain(run.raw, run.z.params).items()
-        }
+        natural = dynamics.constrain(run.raw, run.z.params)
+        return {name: _reported(space, name, values) for name, values in natural.items()}
 
     return Parts(
         start,
@@ -116,7 +104,25 @@ def assemble(
     )
 
 
-def _curvature(given: Curvature | None, engine: Engine, task: Task, seed: int) -> Curvature:
+def _lifted(
+    task: Task, rule: UpdateRule, space: Space, curvature: Curvature, sub_batch: float, execution: Execution
+) -> tuple[Dynamics, Objective]:
+    """Φ and the objective on chunks of runs."""
+    lift = partial(population.lift, how=execution.lift)
+    loss = lift(_autocast(task.loss) if execution.autocast else task.loss)
+    thin = None if sub_batch == 1.0 else _thinner(task, sub_batch, lift)
+    lifted_rule = population.lift_rule(rule, execution.lift)
+    dynamics = make_dynamics(loss, lifted_rule, lift(space.constrain), space.tuned, curvature, thin)
+
+    def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
+        return loss(params, buffers, batch)[0]
+
+    return dynamics, objective
+
+
+def pick_curvature(given: Curvature | None, engine: Engine, task: Task, seed: int) -> Curvature:
+    """The curvature given, or, for None, the one that the task's loss allows, said in the log; none where the engine
+    needs no products."""
     if not engine.products:
         return none
     if given is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hyperopt_id import compilation, curvature, hypergrad, population, rules, space
-from hyperopt_id.build.assemble import Execution, adam_space, assemble
+from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config_schema import Config, HyperConfig
 from hyperopt_id.curvature import Curvature
@@ -42,12 +42,12 @@ def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts,
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     task = build_task(config, device)
-    seeds = run_seeds(config)
+    seeds, engine = run_seeds(config), ENGINES[config.hypergradient.engine](config)
     common: dict[str, Any] = {
         "rule": build_rule(config),
         "space": build_space(config),
-        "engine": ENGINES[config.hypergradient.engine](config),
-        "curvature": _curvature(config),
+        "engine": engine,
+        "curvature": pick_curvature(_curvature(config), engine, task, seeds[0]),
         "sub_batch": config.hypergradient.curvature.sub_batch,
         "seeds": seeds,
         "sample": config.population.samples,
