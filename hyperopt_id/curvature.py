@@ -93,9 +93,10 @@ def _attach(values: Params, variables: Params, product: Callable[[Params], Param
         return dict(zip(names, Attached.apply(*variables.values()), strict=True))
 
 
-def choose(loss: Loss, params: Params) -> tuple[Curvature, str]:
+def choose(loss: Loss, params: Params, differences: Curvature | None = None) -> tuple[Curvature, str]:
     """`(curvature, why)`: exact where the loss can be differentiated twice (it is tried here, at `params`), else
-    one-sided finite differences."""
+    `differences` (default: `finite_difference()`)."""
+    differences = differences or finite_difference()
     variables = trees.variables(params)
     try:
         slopes = exact(loss, loss, variables).value
@@ -105,10 +106,10 @@ def choose(loss: Loss, params: Params) -> tuple[Curvature, str]:
             torch.autograd.grad(attached, list(variables.values()), weights, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        return finite_difference(), f"finite differences, for the loss has no second derivative ({reason})"
+        return differences, f"finite differences, for the loss has no second derivative ({reason})"
     # A backward pass that is not recorded gives no error where its cotangent is a constant, just a wrong zero.
     elsewhere = gradient(loss, trees.map(lambda w: (w.detach() + 0.01).requires_grad_(), params)).value
     if any(not slope.requires_grad and not torch.equal(slope, elsewhere[k]) for k, slope in slopes.items()):
         reason = "its gradient varies, but is not recorded"
-        return finite_difference(), f"finite differences, for the loss has no second derivative ({reason})"
+        return differences, f"finite differences, for the loss has no second derivative ({reason})"
     return exact, "exact, for the loss can be differentiated twice"

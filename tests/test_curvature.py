@@ -239,3 +239,8 @@ def test_the_thinned_loss_may_be_the_whole_one(how):
     again = lambda w: function(w)  # noqa: E731 - equal, but not the same object
     once, twice = (products(curvature.exact, function, thin, params)[1](params) for thin in (function, again))
     assert_close(once, twice, 1e-14)
+
+
+def test_the_choice_falls_back_on_the_differences_it_is_given():
+    two_sided = curvature.finite_difference(1e-4, 2)
+    assert curvature.choose(cubed, {"w": random(4, seed=1)}, two_sided)[0] is two_sided

@@ -120,16 +120,18 @@ def _lifted(
     return dynamics, objective
 
 
-def pick_curvature(given: Curvature | None, engine: Engine, task: Task, seed: int) -> Curvature:
-    """The curvature given, or, for None, the one that the task's loss allows, said in the log; none where the engine
-    needs no products."""
+def pick_curvature(
+    given: Curvature | None, engine: Engine, task: Task, seed: int, differences: Curvature | None = None
+) -> Curvature:
+    """The curvature given, or, for None, exact products where the task's loss allows them, else `differences` (see
+    `curvature.choose`), said in the log; none where the engine needs no products."""
     if not engine.products:
         return none
     if given is not None:
         return given
     params, buffers = task.init(seed)
     batch = population.Feed(task.batches, "loop")("train", [seed], 0, 1)[0]
-    chosen, why = choose(lambda w: task.loss(w, buffers, batch), params)
+    chosen, why = choose(lambda w: task.loss(w, buffers, batch), params, differences)
     logger.info("curvature: %s", why)
     return chosen
 

@@ -19,6 +19,7 @@ from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
+from hyperopt_id.tasks.task import Task
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -47,7 +48,7 @@ def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts,
         "rule": build_rule(config),
         "space": build_space(config),
         "engine": engine,
-        "curvature": pick_curvature(_curvature(config), engine, task, seeds[0]),
+        "curvature": _curvature(config, task, engine),
         "sub_batch": config.hypergradient.curvature.sub_batch,
         "seeds": seeds,
         "sample": config.population.samples,
@@ -106,11 +107,11 @@ def _meta(config: Config) -> dict[str, Any]:
     return {"meta": rules.adam(), "meta_space": adam_space(meta.lr, meta.beta1, meta.beta2, meta.eps)}
 
 
-def _curvature(config: Config) -> Curvature | None:
+def _curvature(config: Config, task: Task, engine: Engine) -> Curvature:
     chosen = config.hypergradient.curvature
-    if chosen.name == "finite_difference":
-        return curvature.finite_difference(chosen.epsilon, chosen.sides)
-    return curvature.exact if chosen.name == "exact" else None
+    differences = curvature.finite_difference(chosen.epsilon, chosen.sides)
+    given = {"auto": None, "exact": curvature.exact, "finite_difference": differences}[chosen.name]
+    return pick_curvature(given, engine, task, config.seed, differences)
 
 
 def _execution(config: Config, device: torch.device) -> Execution:
