@@ -6,7 +6,6 @@ A population of R runs goes through it in chunks, all in lockstep. Data order is
 position, so the state of a run and the number of hyper-updates are all that a resumed run needs.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,6 @@ from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
 from hyperopt_id.telemetry import Telemetry, as_json, measure
 from hyperopt_id.trees import Params
-
-logger = logging.getLogger("hyperopt_id")
 
 
 class Stopwatch:
@@ -59,7 +56,7 @@ class Parts:
     start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
     split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
     hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
-    takes itself. seeds: one for each member.
+    takes itself. seeds: one for each member. device: where all of it lives.
     """
 
     start: Callable[[], Run]
@@ -72,6 +69,7 @@ class Parts:
     seeds: Sequence[int]
     members: Sequence[Sequence[int]]
     lift: Lift
+    device: torch.device
     compiled: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -114,11 +112,9 @@ def run(
     """
     began = time.perf_counter() if began is None else began
     progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
-    starting = progress.chunks if plan.reset and not progress.update else None
-    if plan.reset and starting is None:
-        starting = _Progress.begin(parts).chunks
-    on_cpu = progress.chunks[0].skipped.device.type == "cpu"
-    with runtime.shared_out(len(parts.members) if parts.compiled and on_cpu else 1) as each:
+    starting = _Progress.begin(parts).chunks if plan.reset else None
+    on_threads = parts.compiled and parts.device.type == "cpu"
+    with runtime.shared_out(len(parts.members) if on_threads else 1) as each:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
@@ -169,10 +165,12 @@ class _Progress:
 
     @staticmethod
     def load(parts: Parts, tree: Mapping[str, Any]) -> "_Progress":
-        device = parts.start().skipped.device
-        whole = trees.map(lambda leaf: leaf.to(device), population.from_plain(tree["run"]))
+        whole, best, final = (
+            trees.map(lambda leaf: leaf.to(parts.device), part)
+            for part in (population.from_plain(tree["run"]), tree["best"], tree["final"])
+        )
         chunks = population.split(whole, parts.members, parts.lift)
-        return _Progress(chunks, tree["update"], tree["best"], tree["final"], tree["seconds"])
+        return _Progress(chunks, tree["update"], best, final, tree["seconds"])
 
     def tree(self, parts: Parts, began: float) -> dict[str, Any]:
         whole = population.join(self.chunks, len(parts.seeds), parts.lift)
@@ -213,7 +211,7 @@ def _report(parts: Parts, plan: Plan, progress: _Progress, records: list[Record]
         values = population.join(measured, len(parts.seeds), parts.lift)
         lost = population.join([c.diverged_at for c in progress.chunks], len(parts.seeds), parts.lift) >= 0
         values = {name: _failed(value, lost) for name, value in values.items()}
-        _remember_best(progress, values, plan)
+        _remember_best(progress, values)
         progress.final = {
             name: v for name, v in values.items() if isinstance(v, Tensor) and not name.startswith("hyper")
         }
@@ -238,13 +236,13 @@ def _failed(value: Any, lost_R: Tensor) -> Any:
     return trees.where(lost_R, trees.map(lambda leaf: torch.full_like(leaf, math.nan), value), value)
 
 
-def _remember_best(progress: _Progress, values: dict[str, Any], plan: Plan) -> None:
+def _remember_best(progress: _Progress, values: dict[str, Any]) -> None:
     if "loss/validation" not in values:
         return
     update = torch.full_like(values["loss/validation"], progress.update)
     now = {"update": update, **{n: v for n, v in values.items() if isinstance(v, Tensor) and v.shape == update.shape}}
     if not progress.best:
         progress.best = now
-    better = now["loss/validation"] < progress.best["loss/validation"].to(update.device)
-    better |= progress.best["loss/validation"].to(update.device).isnan()
-    progress.best = trees.where(better, now, trees.map(lambda leaf: leaf.to(update.device), progress.best))
+    before = progress.best["loss/validation"]
+    better = (now["loss/validation"] < before) | before.isnan()
+    progress.best = trees.where(better, now, progress.best)

@@ -64,6 +64,7 @@ def assemble(
     """
     execution = execution or Execution()
     how, watch = execution.lift, Stopwatch()
+    device = next(iter(task.init(seeds[0])[0].values())).device
     meta = meta or rules.adam()
     meta_space = meta_space or adam_space(0.05)
     _check_names("space", space, rule)
@@ -78,7 +79,7 @@ def assemble(
         population.lift_rule(meta, how),
         space.project,
         run_axes=int(how == "vmap"),
-        prepare=_preparation(execution, watch, next(iter(task.init(seeds[0])[0].values())).device),
+        prepare=_preparation(execution, watch, device),
     )
 
     def start() -> Run:
@@ -99,6 +100,7 @@ def assemble(
         list(seeds),
         population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
         how,
+        device,
         execution.compile,
         watch,
     )

@@ -40,8 +40,6 @@ SECONDS_WORTH_COMPILING = 60.0  # of eager training: compiling takes 10 to 30 se
 def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts, Plan]:
     """Parts and plan of the run that a config describes. `compiled` repeats the decision of an earlier start."""
     device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     task = build_task(config, device)
     seeds, engine = run_seeds(config), ENGINES[config.hypergradient.engine](config)
     common: dict[str, Any] = {
@@ -55,7 +53,7 @@ def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts,
         **_meta(config),
     }
     plan = build_plan(config)
-    execution = _execution(config, device)
+    execution = _execution(config)
     if compiled is None:
         compiled = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
     return assemble(task, **common, execution=replace(execution, compile=compiled)), plan
@@ -114,7 +112,7 @@ def _curvature(config: Config, task: Task, engine: Engine) -> Curvature:
     return pick_curvature(given, engine, task, config.seed, differences)
 
 
-def _execution(config: Config, device: torch.device) -> Execution:
+def _execution(config: Config) -> Execution:
     members = config.population
     lift = members.lift if members.lift != "auto" else ("loop" if members.runs == 1 else "vmap")
     return Execution(lift, members.chunk, compile=False, autocast=config.dtype == "bfloat16")

@@ -1,6 +1,6 @@
 """Any user table: comma-separated numbers, the last column is the target."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +46,3 @@ def _classes(path: Path, targets: np.ndarray) -> np.ndarray:
             f"each at least once; found {shown}" + (", ..." if len(np.unique(targets)) > 8 else "")
         )
     return classes
-
-
-def column_counts(dataset: Dataset) -> Mapping[str, int]:
-    """What a model needs to know: {"inputs": columns, "outputs": classes, or 1 for a regression}."""
-    targets = dataset.targets
-    outputs = 1 if targets.is_floating_point() else int(targets.max()) + 1
-    return {"inputs": dataset.inputs[0].numel(), "outputs": outputs}
