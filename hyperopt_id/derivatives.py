@@ -1,12 +1,13 @@
 """First derivatives of R independent computations at once.
 
 Losses are scalars, or [R] with a leading axis of independent runs. The sum over runs is differentiated: run r's loss
-depends on run r's parameters alone, so entry r of the result is the gradient of run r.
+depends on run r's parameters alone, so entry r of the result is the gradient of run r. Whoever calls sees to it that
+gradients are enabled, once for many calls (`population.make_update` does).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -31,17 +32,16 @@ class Gradient(NamedTuple):
 def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gradient:
     """The gradient at `variables`, which are leaves of the autograd graph; zero for a parameter that the loss does not
     use. `create_graph` records it, so that it can be differentiated again."""
-    with torch.enable_grad():
-        value, auxiliary = _evaluate_for_two(loss, variables) if create_graph else loss(variables)
-        slopes = torch.autograd.grad(
-            value,
-            list(variables.values()),
-            torch.ones_like(value),
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return Gradient(dict(zip(variables, slopes, strict=True)), value.detach(), trees.detach(auxiliary))
+    value, auxiliary = _evaluate_for_two(loss, variables) if create_graph else loss(variables)
+    slopes = torch.autograd.grad(
+        value,
+        list(variables.values()),
+        torch.ones_like(value) if value.ndim else None,
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    slopes = dict(zip(variables, filled(slopes, variables.values()), strict=True))
+    return Gradient(slopes, value.detach(), trees.detach(auxiliary))
 
 
 def differentiates_twice() -> bool:
@@ -72,6 +72,10 @@ def pull(outputs: Sequence[Tensor], forms: Sequence[Tensor], inputs: trees.Tree)
         [form for _, form in pairs],
         retain_graph=True,
         allow_unused=True,
-        materialize_grads=True,
     )
-    return trees.like(inputs, slopes)
+    return trees.like(inputs, filled(slopes, targets))
+
+
+def filled(slopes: Iterable[Tensor | None], variables: Iterable[Tensor]) -> list[Tensor]:
+    """Zeros where `torch.autograd.grad` found no dependence. (Its own `materialize_grads` takes longer.)"""
+    return [torch.zeros_like(x) if slope is None else slope for slope, x in zip(slopes, variables, strict=True)]

@@ -32,7 +32,7 @@ from hyperopt_id.trees import Params
 Batch = Any
 LossFunction = Callable[[Params, Params, Batch], tuple[Tensor, tuple[Params, dict[str, Tensor]]]]
 Metrics = dict[str, Tensor]
-Curvature = Callable[[Loss, Loss, Params], Gradient]  # see `curvature`: how the gradient is differentiated
+Curvature = Callable[[Loss, Loss, Params], tuple[Gradient, Callable[[Params], Params]]]  # see module `curvature`
 
 
 class TrainState(NamedTuple):
@@ -52,11 +52,13 @@ class Cotangent(NamedTuple):
 
 class Linearization(NamedTuple):
     """Φ at one point. `pull_state: v -> v·∂Φ/∂z`, `pull_raw: v -> v·∂Φ/∂raw` (tuned entries only), and
-    `push: (dz, draw) -> dz'`, the same derivative applied to a tangent (`Cotangent` holds tangents, too)."""
+    `push: (dz, draw) -> dz'`, the same derivative applied to a tangent (`Cotangent` holds tangents, too). A
+    cotangent without a state takes the optimizer's state for a constant; `frozen()` is `pull_state` for many such."""
 
     z_next: TrainState
     metrics: Metrics
     pull_state: Callable[[Cotangent], Cotangent]
+    frozen: Callable[[], Callable[[Cotangent], Cotangent]]
     pull_raw: Callable[[Cotangent], Params]
     push: Callable[[Cotangent, Params], Cotangent]
 
@@ -97,10 +99,10 @@ def make_dynamics(
         few = batch if thin is None else thin(batch)
         whole = lambda w: loss(w, z.buffers, batch)  # noqa: E731
         thinned = whole if thin is None else lambda w: loss(w, z.buffers, few)
-        params, state, learned = (trees.variables(tree) for tree in (z.params, z.state, tuned(raw)))
-        here = curvature(whole, thinned, params)
-        with torch.enable_grad():
-            after = rule.update(params, here.value, state, constrain({**raw, **learned}, params))
+        here, product = curvature(whole, thinned, z.params)
+        point = tuple(trees.variables(part) for part in (z.params, here.value, z.state, tuned(raw)))
+        params, slopes, state, learned = point
+        after = rule.update(params, slopes, state, constrain({**raw, **learned}, params))
         buffers, metrics = here.auxiliary
         new_params, new_state = trees.detach(after)
 
@@ -109,24 +111,34 @@ def make_dynamics(
             return derivatives.pull(trees.leaves(moved), trees.leaves(v), inputs)
 
         def pull_state(v: Cotangent) -> Cotangent:
-            if v.state is None:
-                return Cotangent(pull_into(v, params), None)
-            return Cotangent(*pull_into(v, (params, state)))
+            direct, bent, *carried = pull_into(v, (params, slopes) if v.state is None else (params, slopes, state))
+            return Cotangent(trees.add(direct, product(bent)), *carried or (None,))
+
+        def frozen() -> Callable[[Cotangent], Cotangent]:
+            if not rule.elementwise:
+                return pull_state
+            ones = Cotangent(trees.map(torch.ones_like, new_params), None)
+            along, across = pull_into(ones, (params, slopes))  # the diagonals of ∂U/∂w and ∂U/∂g
+
+            def pull(v: Cotangent) -> Cotangent:
+                curved = product({k: across[k] * x for k, x in v.params.items()})
+                return Cotangent({k: torch.addcmul(curved[k], along[k], x) for k, x in v.params.items()}, None)
+
+            return pull
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
             def apply(w: Params, slopes: Params, state: State, learned: Params) -> tuple[Params, State]:
                 return rule.update(w, slopes, state, constrain({**raw, **learned}, w))
 
-            point = tuple(trees.detach(part) for part in (params, here.value, state, learned))
-            slopes, direction = trees.leaves(here.value), trees.leaves(dz.params)
-            dslopes = derivatives.pull(slopes, direction, params)  # H is symmetric
             dstate = trees.zeros(z.state) if dz.state is None else dz.state
-            return Cotangent(*torch.func.jvp(apply, point, (dz.params, dslopes, dstate, draw))[1])
+            tangent = (dz.params, product(dz.params), dstate, draw)  # H is symmetric
+            return Cotangent(*torch.func.jvp(apply, trees.detach(point), tangent)[1])
 
         return Linearization(
             TrainState(new_params, buffers, new_state),
             {**metrics, "loss": here.loss},
             pull_state,
+            frozen,
             lambda v: pull_into(v, learned),
             push,
         )
@@ -144,12 +156,13 @@ def make_dynamics(
 def objective_cotangent(
     objective: Callable[[Params, Params, Params], Tensor], z: TrainState, raw: Params, tuned: Params
 ) -> tuple[Tensor, Cotangent, Params]:
-    """`(ℓ, dℓ/dz, dℓ/draw)` for `objective(params, buffers, raw)`; the last is the direct term."""
-    with torch.enable_grad():
-        params, learned = trees.variables(z.params), trees.variables(tuned)
-        value = objective(params, z.buffers, {**raw, **learned})
-        inputs = [*params.values(), *learned.values()]
-        slopes = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True, materialize_grads=True)
+    """`(ℓ, dℓ/dz, dℓ/draw)` for `objective(params, buffers, raw)`; the last is the direct term, of those entries that
+    the objective depends on."""
+    params, learned = trees.variables(z.params), trees.variables(tuned)
+    value = objective(params, z.buffers, {**raw, **learned})
+    inputs = [*params.values(), *learned.values()]
+    slopes = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
     n = len(params)
-    v = Cotangent(dict(zip(params, slopes[:n], strict=True)), None)
-    return value.detach(), v, dict(zip(learned, slopes[n:], strict=True))
+    v = dict(zip(params, derivatives.filled(slopes[:n], params.values()), strict=True))
+    direct = {k: slope for k, slope in zip(learned, slopes[n:], strict=True) if slope is not None}
+    return value.detach(), Cotangent(v, None), direct

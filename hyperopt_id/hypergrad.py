@@ -71,11 +71,12 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
         value, v, direct = _cotangent(dynamics, objective, here.z_next, raw, target)
         if carry_state:
             v = Cotangent(v.params, trees.zeros(here.z_next.state))
+        pull = here.pull_state if carry_state or terms == 1 else here.frozen()
         total = v
         for _ in range(terms - 1):
-            v = here.pull_state(v)
+            v = pull(v)
             total = trees.add(total, v)
-        return Outcome(here.z_next, [here.metrics], value, trees.add(direct, here.pull_raw(total)))
+        return Outcome(here.z_next, [here.metrics], value, _joined(direct, here.pull_raw(total)))
 
     return Engine(1, call, traceable=True, products=terms > 1)
 
@@ -112,8 +113,8 @@ def unroll(window: int) -> Engine:
         v = Cotangent(v.params, trees.zeros(z.state))
         for point, batch in zip(reversed(points[1:]), reversed(batches[1:]), strict=True):
             v, part = dynamics.pull(point, raw, batch, v)
-            total = trees.add(total, part)
-        total = trees.add(total, dynamics.pull_raw(points[0], raw, batches[0], v))
+            total = _joined(total, part)
+        total = _joined(total, dynamics.pull_raw(points[0], raw, batches[0], v))
         return Outcome(z, metrics, value, total)
 
     return Engine(window, call, traceable=False, products=window > 1)
@@ -139,7 +140,8 @@ def forward(window: int) -> Engine:
                 tangents = [Cotangent(trees.zeros(z.params), trees.zeros(z.state)) for _ in units]
             tangents = [here.push(tangent, unit) for tangent, unit in zip(tangents, units, strict=True)]
             z, metrics = here.z_next, [*metrics, here.metrics]
-        value, v, total = _cotangent(dynamics, objective, z, raw, target)
+        value, v, direct = _cotangent(dynamics, objective, z, raw, target)
+        total = _joined(direct, trees.zeros(tuned))
         for tangent, unit in zip(tangents, units, strict=True):
             slope = trees.inner(v.params, tangent.params, value.ndim)
             total = {k: torch.addcmul(total[k], unit[k], trees.per_run(slope, unit[k])) for k in total}
@@ -174,6 +176,11 @@ def _cotangent(
     dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, target: Batch
 ) -> tuple[Tensor, Cotangent, Params]:
     return objective_cotangent(lambda w, b, r: objective(w, b, r, target), z, raw, dynamics.tuned(raw))
+
+
+def _joined(some: Params, slopes: Params) -> Params:
+    """Sum of two gradients, of which the first lacks entries that are zero."""
+    return {k: some[k] + slope if k in some else slope for k, slope in slopes.items()}
 
 
 def _roll(

@@ -17,6 +17,7 @@ and is counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -65,8 +66,8 @@ class Proposal(NamedTuple):
     metrics: Sequence[Metrics]
     objective: Tensor | None
     hypergradient: Params
-    sound: Tensor  # parameters are finite
-    usable: Tensor  # the hypergradient is finite
+    total: Tensor  # of the parameters: finite where they are
+    slope: Tensor  # squared norm of the hypergradient
 
 
 Update = Callable[[Run, Sequence[Batch], Batch, int], tuple[Run, Record]]
@@ -110,16 +111,16 @@ def make_update(
         z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
     ) -> Proposal:
         outcome = engine.call(inside, objective, z, raw, batches, target)
-        sound = trees.finite(outcome.z.params, run_axes)
-        usable = torch.ones_like(sound)
+        total = trees.total(outcome.z.params, run_axes)
+        slope = torch.zeros_like(total)
         if tuned := dynamics.tuned(raw):
             hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
             moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
             raw = project({**raw, **moved})
             # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
-            usable = torch.isfinite(trees.norm(outcome.hypergradient, run_axes).square())
+            slope = trees.norm(outcome.hypergradient, run_axes).square()
         return Proposal(
-            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, sound, usable
+            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, total, slope
         )
 
     finish = prepare(conclude, "hypergradient") if engine.traceable else conclude
@@ -138,6 +139,7 @@ def make_update(
 
     whole = prepare(propose, "update")
 
+    @torch.enable_grad()
     def update(run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
         proposal, losses = whole(run.z, run.raw, run.meta_state, run.meta_hyper, batches, target)
         record = Record(losses, proposal.objective, proposal.hypergradient)
@@ -157,13 +159,14 @@ def from_plain(tree: dict[str, Any]) -> Run:
 
 def _settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
     """Apply the policy on non-finite numbers. `step` is the number of training steps before this update."""
-    finite = torch.isfinite(losses)
-    fine = finite.all(0) & proposal.sound & (run.diverged_at < 0)
     moved = run._replace(z=proposal.z, raw=proposal.raw, meta_state=proposal.meta_state)
-    if bool((fine & proposal.usable).all()):  # the usual case, without a pass over all tensors
+    everything = (losses.sum(0) + proposal.total + proposal.slope).abs()
+    if bool(((everything < math.inf) & (run.diverged_at < 0)).all()):  # the usual case, in few operations
         return moved
+    finite, usable = torch.isfinite(losses), torch.isfinite(proposal.slope)
+    fine = finite.all(0) & torch.isfinite(proposal.total) & (run.diverged_at < 0)
     kept = run._replace(z=proposal.z, skipped=run.skipped + 1)
-    moved = trees.where(proposal.usable, moved, kept)
+    moved = trees.where(usable, moved, kept)
     where = torch.where(finite.all(0), len(losses), finite.logical_not().int().argmax(0)) + step
     gone = run._replace(diverged_at=torch.where(run.diverged_at < 0, where, run.diverged_at))
     return trees.where(fine, moved, gone)

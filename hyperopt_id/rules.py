@@ -21,12 +21,14 @@ Hyperparameters = dict[str, Params]  # by name, then keyed like the parameters
 class UpdateRule(NamedTuple):
     """`init: params -> state`; `update: (params, gradients, state, hyperparameters) -> (params, state)`, both pure.
 
-    `hyperparameters` names those that `update` reads.
+    `hyperparameters` names those that `update` reads. `elementwise` says that every weight is updated by itself: its
+    own gradient, state and hyperparameters are all that it depends on.
     """
 
     init: Callable[[Params], State]
     update: Callable[[Params, Params, State, Hyperparameters], tuple[Params, State]]
     hyperparameters: tuple[str, ...]
+    elementwise: bool = False
 
 
 def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
@@ -64,7 +66,7 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
             new_state["started"] = torch.ones_like(state["started"])
         return moved, new_state
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"))
+    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), elementwise=True)
 
 
 def _adam(*, decoupled: bool) -> UpdateRule:
@@ -74,23 +76,25 @@ def _adam(*, decoupled: bool) -> UpdateRule:
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
         step = state["step"] + 1.0
+        # The step size and the root of the second bias correction, of which parameters usually share one.
+        size = trees.map_distinct(lambda rate, beta1: rate / (1.0 - beta1**step), hyper["lr"], hyper["beta1"])
+        scale = trees.map_distinct(lambda beta2: (1.0 - beta2**step).sqrt(), hyper["beta2"])
         moved, mean, square = {}, {}, {}
         for k, gradient in gradients.items():
-            param, learning_rate, decay = params[k], hyper["lr"][k], hyper["weight_decay"][k]
-            beta1, beta2 = hyper["beta1"][k], hyper["beta2"][k]
+            param, decay = params[k], hyper["weight_decay"][k]
             if not decoupled:
                 gradient = torch.addcmul(gradient, decay, param)
-            mean[k] = torch.lerp(gradient, state["mean"][k], beta1)
-            square[k] = torch.lerp(gradient.square(), state["square"][k], beta2)
+            mean[k] = torch.lerp(gradient, state["mean"][k], hyper["beta1"][k])
+            square[k] = torch.lerp(gradient.square(), state["square"][k], hyper["beta2"][k])
             # A weight whose gradient has always been zero has square 0, where the square root has no derivative.
             root = square[k].clamp_min(torch.finfo(param.dtype).tiny).sqrt()
-            denominator = root / (1.0 - beta2**step).sqrt() + hyper["eps"][k]
+            denominator = torch.addcdiv(hyper["eps"][k], root, scale[k])
             if decoupled:
-                param = param * (1.0 - learning_rate * decay)
-            moved[k] = param - learning_rate / (1.0 - beta1**step) * (mean[k] / denominator)
+                param = param * (1.0 - hyper["lr"][k] * decay)
+            moved[k] = torch.addcmul(param, size[k], mean[k] / denominator, value=-1.0)
         return moved, {"mean": mean, "square": square, "step": step}
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"))
+    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"), elementwise=True)
 
 
 def adam() -> UpdateRule:
@@ -119,7 +123,7 @@ def geometric() -> UpdateRule:
         del gradients
         return {k: p + torch.log10(hyper["factor"][k]) for k, p in params.items()}, state
 
-    return UpdateRule(lambda params: {}, update, ("factor",))
+    return UpdateRule(lambda params: {}, update, ("factor",), elementwise=True)
 
 
 def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
@@ -133,4 +137,4 @@ def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
         scale = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         return rule.update(params, {k: g * scale for k, g in gradients.items()}, state, hyper)
 
-    return rule._replace(update=update)
+    return rule._replace(update=update, elementwise=False)

@@ -21,11 +21,31 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noq
     if isinstance(tree, Tensor):
         return function(tree, *others)
     if isinstance(tree, dict):
-        return {key: map(function, value, *[other[key] for other in others]) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        parts = [map(function, *same) for same in zip(tree, *others, strict=True)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return tree
+        branches, beside = tree.values(), [[other[key] for key in tree] for other in others]
+    elif isinstance(tree, (list, tuple)):
+        branches, beside = tree, others
+    else:
+        return tree
+    if others:
+        parts = [map(function, *same) for same in zip(branches, *beside, strict=True)]
+    else:  # the commonest case, without a call for each leaf
+        parts = [function(part) if isinstance(part, Tensor) else map(function, part) for part in branches]
+    if isinstance(tree, dict):
+        return dict(zip(tree, parts, strict=True))
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def map_distinct(function: Callable[..., Tensor], *trees: Params) -> Params:
+    """`map` on flat trees, with one call for entries that are the same objects."""
+    results: dict[tuple[int, ...], Tensor] = {}
+    found = {}
+    for key in trees[0]:
+        values = [tree[key] for tree in trees]
+        same = tuple(id(value) for value in values)
+        if same not in results:
+            results[same] = function(*values)
+        found[key] = results[same]
+    return found
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -128,8 +148,10 @@ def norm(tree: Tree, run_axes: int = 0) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
-def finite(tree: Tree, run_axes: int = 0) -> Tensor:
-    """True where every number is finite; the first `run_axes` axes are kept. (A sum is finite iff its terms are,
-    but for overflow, which is no state to train on either.)"""
-    parts = [_rows(leaf.detach(), run_axes).sum(-1) for leaf in leaves(tree) if leaf.is_floating_point()]
-    return torch.isfinite(torch.stack(parts).sum(0))
+def total(tree: Tree, run_axes: int = 0) -> Tensor:
+    """Sum of all floating-point numbers; the first `run_axes` axes are kept. It is finite iff they are, but for
+    overflow."""
+    numbers = [leaf.detach() for leaf in leaves(tree) if leaf.is_floating_point()]
+    if not run_axes:
+        return torch.stack([leaf.sum() for leaf in numbers]).sum()
+    return torch.stack([_rows(leaf, run_axes).sum(-1) for leaf in numbers]).sum(0)

@@ -50,28 +50,6 @@ CURVATURES = {  # relative tolerance on these losses, in float64
 }
 
 
-def products(compute, whole, thin, params):
-    """The gradient that a curvature returns, and the function u -> uH that is attached to it."""
-    variables = trees.variables(params)
-    at = compute(whole, thin, variables)
-
-    def product(direction):
-        moving = [k for k, slope in at.value.items() if slope.requires_grad]
-        if not moving:
-            return trees.zeros(direction)
-        columns = torch.autograd.grad(
-            [at.value[k] for k in moving],
-            list(variables.values()),
-            [direction[k] for k in moving],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return dict(zip(direction, columns, strict=True))
-
-    return at._replace(value=trees.detach(at.value)), product
-
-
 def reference(function, params, direction):
     """The product by torch.autograd.functional.hvp, on the parameters as a tuple."""
 
@@ -87,7 +65,7 @@ def reference(function, params, direction):
 def test_product_gradient_and_loss(curve, name):
     (function, params), (compute, tolerance) = LOSSES[name], CURVATURES[curve]
     before = copied(params)
-    at, product = products(compute, function, function, params)
+    at, product = compute(function, function, params)
     assert_close(at.value, torch.func.grad(lambda w: function(w)[0])(params), 1e-14)
     assert_close(at.loss, function(params)[0], 1e-14)
     for seed in (1, 7, 13):  # several products from one linearization
@@ -100,7 +78,7 @@ def test_product_gradient_and_loss(curve, name):
 @pytest.mark.parametrize("curve", CURVATURES)
 def test_product_with_zero_is_zero(curve):
     params = initial()
-    _, product = products(CURVATURES[curve][0], regression, regression, params)
+    _, product = CURVATURES[curve][0](regression, regression, params)
     assert_identical(product(trees.zeros(params)), trees.zeros(params))
 
 
@@ -111,7 +89,7 @@ def test_a_run_axis_makes_the_hessian_block_diagonal(curve):
     scales = (1e-3, 1.0, 1e3)  # of the directions: each run has its own step
     forms = [trees.map(lambda x: s * x, directions(members[0], 9 * r)) for r, s in enumerate(scales)]  # noqa: B023
     lifted = population.lift(regression, "vmap")
-    at, product = products(compute, lifted, lifted, trees.stack(members))
+    at, product = compute(lifted, lifted, trees.stack(members))
     columns = trees.unstack(product(trees.stack(forms)))
     assert at.loss.shape == (3,)
     for r, (params, direction) in enumerate(zip(members, forms, strict=True)):
@@ -133,7 +111,7 @@ def test_finite_differences_in_float32_at_the_default_step(sides, tolerance):
     data = Dataset(DATA.inputs.float(), DATA.targets, DATA.splits)
     task = supervised(data, lambda: mlp((4, 5, 3), "tanh"), "cross_entropy", 10)
     function = lambda w: task.loss(w, {}, rows(*range(10)))  # noqa: E731
-    _, product = products(curvature.finite_difference(sides=sides), function, function, single)
+    _, product = curvature.finite_difference(sides=sides)(function, function, single)
     for seed in (1, 11, 21):
         direction = directions(params, seed)
         exact = reference(classification, params, direction)
@@ -160,7 +138,7 @@ def test_products_on_sub_batches_are_unbiased(batch_size, curve):
         assert thinned.index is not None
         assert thinned.index.shape[-1] == (5 if batch_size is None else 3)
         whole, few = (lambda w, b=b: task.loss(w, buffers, b) for b in (batch, thinned))
-        at, product = products(compute, whole, few, params)
+        at, product = compute(whole, few, params)
         assert_close(at.value, torch.func.grad(lambda w: whole(w)[0])(params), 1e-12)  # noqa: B023
         found.append(product(direction))
         assert_close(found[-1], reference(few, params, direction), tolerance)
@@ -170,11 +148,10 @@ def test_products_on_sub_batches_are_unbiased(batch_size, curve):
     assert (found[0]["layers.0.weight"] - exact["layers.0.weight"]).abs().max() > 1e-4
 
 
-def test_none_gives_the_gradient_without_a_graph():
-    variables = trees.variables(initial())
-    at = curvature.none(regression, regression, variables)
+def test_none_gives_the_gradient_and_no_curvature():
+    at, product = curvature.none(regression, regression, initial())
     assert_identical(at.value, regression_gradient(initial()))
-    assert not any(slope.requires_grad for slope in at.value.values())
+    assert_identical(product(at.value), trees.zeros(at.value))
 
 
 @pytest.mark.parametrize("sides", [0, 3])
@@ -221,14 +198,14 @@ def test_choice_explains_itself(name):
     assert why.startswith(expected)
     assert (chosen is curvature.exact) == (expected == "exact")
     assert "\n" not in why
-    _, product = products(chosen, function, function, params)
+    _, product = chosen(function, function, params)
     assert all(leaf.isfinite().all() for leaf in trees.leaves(product(directions(params))))
 
 
 def test_the_choice_for_a_custom_function_is_right():
     params, direction = {"w": random(4, seed=1)}, {"w": random(4, seed=2)}
     chosen, _ = curvature.choose(cubed, params)
-    _, product = products(chosen, cubed, cubed, params)
+    _, product = chosen(cubed, cubed, params)
     assert_close(product(direction), {"w": 6.0 * params["w"] * direction["w"]}, 1e-2)
 
 
@@ -237,7 +214,7 @@ def test_the_thinned_loss_may_be_the_whole_one(how):
     params = initial() if how == "loop" else trees.stack([initial(), initial(40)])
     function = population.lift(regression, how)
     again = lambda w: function(w)  # noqa: E731 - equal, but not the same object
-    once, twice = (products(curvature.exact, function, thin, params)[1](params) for thin in (function, again))
+    once, twice = (curvature.exact(function, thin, params)[1](params) for thin in (function, again))
     assert_close(once, twice, 1e-14)
 
 

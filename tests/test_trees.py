@@ -85,11 +85,11 @@ def test_products_with_a_run_axis_are_those_of_the_members(law):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_finite_looks_at_every_number_of_a_run(bad):
+def test_the_total_of_a_run_is_finite_iff_all_its_numbers_are(bad):
     stacked = trees.stack(MEMBERS)
     stacked.numbers["list"][0][1, 1, 2] = bad
-    assert trees.finite(stacked, 1).tolist() == [True, False, True]
-    assert not trees.finite(trees.take(stacked, 1))
+    assert trees.total(stacked, 1).isfinite().tolist() == [True, False, True]
+    assert not trees.total(trees.take(stacked, 1)).isfinite()
 
 
 def test_axes_vectorize_tensors_and_leave_the_rest():

@@ -12,9 +12,8 @@ Parameters that do not require a gradient are constants of a run: they are among
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from hyperopt_id.tasks.models.layers import Dropout
 
 Tensors = dict[str, Tensor]
 ModuleFactory = Callable[[], nn.Module]
-Slot = tuple[dict[str, Any], str, str]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class FunctionalModule:
             return self.training(params, seed, *arguments)[0], buffers
         copies = {name: value.clone() for name, value in buffers.items()}
         outputs, after = self.training({**params, **copies}, seed, *arguments)
-        return outputs, {name: after[name].detach().to(value.dtype) for name, value in buffers.items()}
+        return outputs, {k: after.get(k, copies[k]).detach().to(value.dtype) for k, value in buffers.items()}
 
     def evaluate(self, params: Tensors, buffers: Tensors, *arguments: Any) -> Any:
         """Evaluation mode: outputs only; what the module writes to its buffers is dropped."""
@@ -108,47 +106,50 @@ class Template:
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module)
         self.dropouts = [name for name, part in module.named_modules() if isinstance(part, Dropout)]
-        self.copies: dict[int, tuple[nn.Module, tuple[Slot, ...]]] = {}
+        self.copies: dict[int, tuple[nn.Module, list[Slot]]] = {}
 
     def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> tuple[Any, Tensors]:
-        """Outputs, and the tensors with the buffers that the module assigned in the place of those given."""
-        tensors = dict(tensors)
-        if seed is not None:
-            tensors |= {f"{name}.seed" if name else "seed": seed for name in self.dropouts}
+        """Outputs, and the buffers that the module assigned in the place of those given."""
+        if seed is not None and self.dropouts:
+            tensors = tensors | {f"{name}.seed" if name else "seed": seed for name in self.dropouts}
         if torch.compiler.is_compiling():
-            return torch.func.functional_call(self.module, tensors, arguments), tensors  # it writes to `tensors`, too
+            after = dict(tensors)
+            return torch.func.functional_call(self.module, after, arguments), after  # it writes what is assigned there
         thread = threading.get_ident()
         if thread not in self.copies:
             module = copy.deepcopy(self.module)
-            self.copies[thread] = module, tuple(_slots(module))
+            self.copies[thread] = module, list(_slots(module))
         module, slots = self.copies[thread]
-        with _swapped(slots, tensors):
-            return module(*arguments), tensors
+        try:
+            for slot in slots:
+                if slot.name in tensors:
+                    slot.store[slot.key] = tensors[slot.name]
+            outputs = module(*arguments)
+            return outputs, {slot.name: slot.store[slot.key] for slot in slots if slot.is_buffer}
+        finally:
+            for slot in slots:
+                slot.store[slot.key] = slot.value
 
 
-@contextmanager
-def _swapped(slots: tuple[Slot, ...], tensors: Tensors) -> Iterator[None]:
-    """Put `tensors` into the slots, and what is in the slots of buffers at the end into `tensors`."""
-    saved = [store[key] for store, key, _ in slots]
-    given = [slot for slot in slots if slot[2] in tensors]
-    try:
-        for store, key, name in given:
-            store[key] = tensors[name]
-        yield
-        tensors |= {name: store[key] for store, key, name in given if store[key] is not tensors[name]}
-    finally:
-        for (store, key, _), value in zip(slots, saved, strict=True):
-            store[key] = value
+class Slot(NamedTuple):
+    """Where a module keeps a tensor: `store[key]`, which is `value` in the template and known as `name` outside."""
+
+    store: dict[str, Any]
+    key: str
+    name: str
+    value: Tensor
+    is_buffer: bool
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
-    """(dictionary, key, dotted name) of every tensor a module reads; tied ones share the first one's name."""
+    """Every tensor that a module reads; tied ones share the first one's name."""
     names: dict[int, str] = {}
     for prefix, part in module.named_modules():
         for store in (part._parameters, part._buffers):
             for key, value in store.items():
                 if value is not None:
-                    yield store, key, names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
+                    name = names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
+                    yield Slot(store, key, name, value, store is part._buffers)
 
 
 def divided(module: nn.Module) -> tuple[Tensors, Tensors]:

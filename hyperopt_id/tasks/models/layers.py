@@ -21,9 +21,8 @@ class ColumnLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
-        if self.bias is None:
-            return self.weight @ input
-        return torch.addmm(self.bias.unsqueeze(1), self.weight, input)
+        weight, bias = self.weight, self.bias
+        return weight @ input if bias is None else torch.addmm(bias.unsqueeze(1), weight, input)
 
 
 class Dropout(nn.Module):
