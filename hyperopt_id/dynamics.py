@@ -53,12 +53,11 @@ class Cotangent(NamedTuple):
 class Linearization(NamedTuple):
     """Φ at one point. `pull_state: v -> v·∂Φ/∂z`, `pull_raw: v -> v·∂Φ/∂raw` (tuned entries only), and
     `push: (dz, draw) -> dz'`, the same derivative applied to a tangent (`Cotangent` holds tangents, too). A
-    cotangent without a state takes the optimizer's state for a constant; `frozen()` is `pull_state` for many such."""
+    cotangent without a state takes the optimizer's state for a constant."""
 
     z_next: TrainState
     metrics: Metrics
     pull_state: Callable[[Cotangent], Cotangent]
-    frozen: Callable[[], Callable[[Cotangent], Cotangent]]
     pull_raw: Callable[[Cotangent], Params]
     push: Callable[[Cotangent, Params], Cotangent]
 
@@ -73,7 +72,7 @@ class Dynamics(NamedTuple):
 
     constrain: Callable[[Params, Params], Hyperparameters]
     step: Callable[[TrainState, Hyperparameters, Batch], tuple[TrainState, Metrics]]
-    linearize: Callable[[TrainState, Params, Batch], Linearization]
+    linearize: Callable[..., Linearization]
     pull: Callable[[TrainState, Params, Batch, Cotangent], tuple[Cotangent, Params]]
     pull_raw: Callable[[TrainState, Params, Batch, Cotangent], Params]
     tuned: Callable[[Params], Params]
@@ -95,53 +94,27 @@ def make_dynamics(
         buffers, metrics = here.auxiliary
         return TrainState(params, buffers, state), {**metrics, "loss": here.loss}
 
-    def linearize(z: TrainState, raw: Params, batch: Batch) -> Linearization:
+    def linearize(z: TrainState, raw: Params, batch: Batch, frozen: bool = False) -> Linearization:
         few = batch if thin is None else thin(batch)
         whole = lambda w: loss(w, z.buffers, batch)  # noqa: E731
         thinned = whole if thin is None else lambda w: loss(w, z.buffers, few)
         here, product = curvature(whole, thinned, z.params)
-        point = tuple(trees.variables(part) for part in (z.params, here.value, z.state, tuned(raw)))
-        params, slopes, state, learned = point
-        after = rule.update(params, slopes, state, constrain({**raw, **learned}, params))
+        differentiate = _closed_form if frozen and rule.derivative is not None else _recorded
+        natural = lambda learned: constrain({**raw, **learned}, z.params)  # noqa: E731
+        (params, state), pull_state, pull_raw = differentiate(rule, natural, z, here.value, tuned(raw), product)
         buffers, metrics = here.auxiliary
-        new_params, new_state = trees.detach(after)
-
-        def pull_into(v: Cotangent, inputs: trees.Tree) -> trees.Tree:
-            moved = after if v.state is not None else after[:1]
-            return derivatives.pull(trees.leaves(moved), trees.leaves(v), inputs)
-
-        def pull_state(v: Cotangent) -> Cotangent:
-            direct, bent, *carried = pull_into(v, (params, slopes) if v.state is None else (params, slopes, state))
-            return Cotangent(trees.add(direct, product(bent)), *carried or (None,))
-
-        def frozen() -> Callable[[Cotangent], Cotangent]:
-            if not rule.elementwise:
-                return pull_state
-            ones = Cotangent(trees.map(torch.ones_like, new_params), None)
-            along, across = pull_into(ones, (params, slopes))  # the diagonals of ∂U/∂w and ∂U/∂g
-
-            def pull(v: Cotangent) -> Cotangent:
-                curved = product({k: across[k] * x for k, x in v.params.items()})
-                return Cotangent({k: torch.addcmul(curved[k], along[k], x) for k, x in v.params.items()}, None)
-
-            return pull
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
             def apply(w: Params, slopes: Params, state: State, learned: Params) -> tuple[Params, State]:
                 return rule.update(w, slopes, state, constrain({**raw, **learned}, w))
 
+            point = trees.detach((z.params, here.value, z.state, tuned(raw)))
             dstate = trees.zeros(z.state) if dz.state is None else dz.state
             tangent = (dz.params, product(dz.params), dstate, draw)  # H is symmetric
-            return Cotangent(*torch.func.jvp(apply, trees.detach(point), tangent)[1])
+            return Cotangent(*torch.func.jvp(apply, point, tangent)[1])
 
-        return Linearization(
-            TrainState(new_params, buffers, new_state),
-            {**metrics, "loss": here.loss},
-            pull_state,
-            frozen,
-            lambda v: pull_into(v, learned),
-            push,
-        )
+        z_next = TrainState(params, buffers, state)
+        return Linearization(z_next, {**metrics, "loss": here.loss}, pull_state, pull_raw, push)
 
     def pull(z: TrainState, raw: Params, batch: Batch, v: Cotangent) -> tuple[Cotangent, Params]:
         here = linearize(z, raw, batch)
@@ -151,6 +124,68 @@ def make_dynamics(
         return linearize(z, raw, batch).pull_raw(v)
 
     return Dynamics(constrain, step, linearize, pull, pull_raw, tuned)
+
+
+Pulls = tuple[tuple[Params, State], Callable[[Cotangent], Cotangent], Callable[[Cotangent], Params]]
+
+
+def _recorded(
+    rule: UpdateRule,
+    natural: Callable[[Params], Hyperparameters],
+    z: TrainState,
+    slopes: Params,
+    learned: Params,
+    product: Callable[[Params], Params],
+) -> Pulls:
+    """(new parameters and state, `pull_state`, `pull_raw`), the rule differentiated automatically."""
+    params, slopes, state, learned = (trees.variables(part) for part in (z.params, slopes, z.state, learned))
+    after = rule.update(params, slopes, state, natural(learned))
+
+    def pull_into(v: Cotangent, inputs: trees.Tree) -> trees.Tree:
+        moved = after if v.state is not None else after[:1]
+        return derivatives.pull(trees.leaves(moved), trees.leaves(v), inputs)
+
+    def pull_state(v: Cotangent) -> Cotangent:
+        direct, bent, *carried = pull_into(v, (params, slopes) if v.state is None else (params, slopes, state))
+        return Cotangent(trees.add(direct, product(bent)), *carried or (None,))
+
+    return trees.detach(after), pull_state, lambda v: pull_into(v, learned)
+
+
+def _closed_form(
+    rule: UpdateRule,
+    natural: Callable[[Params], Hyperparameters],
+    z: TrainState,
+    slopes: Params,
+    learned: Params,
+    product: Callable[[Params], Params],
+) -> Pulls:
+    """The same for a constant optimizer state, by the rule's own derivative."""
+    derivative = rule.derivative
+    assert derivative is not None
+    learned = trees.variables(learned)
+    recorded = natural(learned)
+    hyper = {name: trees.map_distinct(Tensor.detach, values) for name, values in recorded.items()}
+    point = (z.params, trees.detach(slopes), z.state, hyper)
+    along, across = derivative.diagonals(*point)
+
+    def pull_state(v: Cotangent) -> Cotangent:
+        curved = product({k: trees.per_run(across[k], x) * x for k, x in v.params.items()})
+        pulled = {k: torch.addcmul(curved[k], trees.per_run(along[k], x), x) for k, x in v.params.items()}
+        return Cotangent(pulled, None)
+
+    def pull_raw(v: Cotangent) -> Params:
+        partial = derivative.hyper(*point)
+        forms: dict[Tensor, Tensor] = {}  # by value, of which parameters may share one
+        for name, values in recorded.items():
+            for k, value in values.items():
+                if not value.requires_grad:
+                    continue
+                form = trees.contract(v.params[k], partial[name][k], value.ndim)
+                forms[value] = forms[value] + form if value in forms else form
+        return derivatives.pull(list(forms), list(forms.values()), learned)
+
+    return rule.update(*point), pull_state, pull_raw
 
 
 def objective_cotangent(

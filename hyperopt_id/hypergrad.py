@@ -67,14 +67,13 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
     def call(
         dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
     ) -> Outcome:
-        here = dynamics.linearize(z, raw, batches[-1])
+        here = dynamics.linearize(z, raw, batches[-1], frozen=not carry_state)
         value, v, direct = _cotangent(dynamics, objective, here.z_next, raw, target)
         if carry_state:
             v = Cotangent(v.params, trees.zeros(here.z_next.state))
-        pull = here.pull_state if carry_state or terms == 1 else here.frozen()
         total = v
         for _ in range(terms - 1):
-            v = pull(v)
+            v = here.pull_state(v)
             total = trees.add(total, v)
         return Outcome(here.z_next, [here.metrics], value, _joined(direct, here.pull_raw(total)))
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.dynamics import Batch, Dynamics, Metrics, TrainState
 from hyperopt_id.hypergrad import Engine, Objective
-from hyperopt_id.rules import State, UpdateRule
+from hyperopt_id.rules import Derivative, State, UpdateRule
 from hyperopt_id.trees import Params
 
 Lift = Literal["vmap", "loop"]
@@ -81,7 +81,8 @@ def lift(function: Function, how: Lift) -> Function:
 
 
 def lift_rule(rule: UpdateRule, how: Lift) -> UpdateRule:
-    return rule._replace(update=lift(rule.update, how))
+    derivative = rule.derivative and Derivative(*(lift(part, how) for part in rule.derivative))
+    return rule._replace(update=lift(rule.update, how), derivative=derivative)
 
 
 def make_update(

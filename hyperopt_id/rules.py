@@ -18,17 +18,28 @@ State = dict[str, Any]  # Params by name, or single tensors
 Hyperparameters = dict[str, Params]  # by name, then keyed like the parameters
 
 
+class Derivative(NamedTuple):
+    """The new weights of a rule that updates every weight by itself, differentiated; functions of what `update` takes.
+
+    `diagonals` is (∂w'/∂w, ∂w'/∂g), shaped like weights or like the hyperparameters that these share; `hyper` is ∂w'/∂h
+    for every hyperparameter h, shaped like weights. The optimizer's state before the update is a constant.
+    """
+
+    diagonals: Callable[[Params, Params, State, Hyperparameters], tuple[Params, Params]]
+    hyper: Callable[[Params, Params, State, Hyperparameters], Hyperparameters]
+
+
 class UpdateRule(NamedTuple):
     """`init: params -> state`; `update: (params, gradients, state, hyperparameters) -> (params, state)`, both pure.
 
-    `hyperparameters` names those that `update` reads. `elementwise` says that every weight is updated by itself: its
-    own gradient, state and hyperparameters are all that it depends on.
+    `hyperparameters` names those that `update` reads. `derivative` is the closed form, where there is one that is
+    faster than automatic differentiation of `update`.
     """
 
     init: Callable[[Params], State]
     update: Callable[[Params, Params, State, Hyperparameters], tuple[Params, State]]
     hyperparameters: tuple[str, ...]
-    elementwise: bool = False
+    derivative: Derivative | None = None
 
 
 def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
@@ -50,23 +61,50 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
             state["started"] = next(iter(params.values())).new_zeros(())
         return state
 
-    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
-        learning_rate, weight_decay, momentum = hyper["lr"], hyper["weight_decay"], hyper["momentum"]
+    def buffer_and_direction(
+        params: Params, gradients: Params, state: State, hyper: Hyperparameters
+    ) -> tuple[Params, Params]:
+        weight_decay, momentum = hyper["weight_decay"], hyper["momentum"]
         decayed = {k: torch.addcmul(g, weight_decay[k], params[k]) for k, g in gradients.items()}
         fresh = decayed
         if dampening:
             fresh = {k: d * (1.0 - dampening * state["started"]) for k, d in decayed.items()}
         buffer = {k: torch.addcmul(f, momentum[k], state["momentum"][k]) for k, f in fresh.items()}
-        direction = buffer
         if nesterov:
-            direction = {k: torch.addcmul(decayed[k], momentum[k], b) for k, b in buffer.items()}
-        moved = {k: torch.addcmul(params[k], learning_rate[k], d, value=-1.0) for k, d in direction.items()}
+            return buffer, {k: torch.addcmul(decayed[k], momentum[k], b) for k, b in buffer.items()}
+        return buffer, buffer
+
+    def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
+        buffer, direction = buffer_and_direction(params, gradients, state, hyper)
+        moved = {k: torch.addcmul(params[k], hyper["lr"][k], d, value=-1.0) for k, d in direction.items()}
         new_state: State = {"momentum": buffer}
         if dampening:
             new_state["started"] = torch.ones_like(state["started"])
         return moved, new_state
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), elementwise=True)
+    def diagonals(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, Params]:
+        if nesterov:
+            across = trees.map_distinct(lambda rate, m: -rate * (1.0 + m), hyper["lr"], hyper["momentum"])
+        else:
+            share = 1.0 - dampening * state["started"] if dampening else 1.0
+            across = trees.map_distinct(lambda rate: -share * rate, hyper["lr"])
+        along = trees.map_distinct(lambda a, decay: 1.0 + a * decay, across, hyper["weight_decay"])
+        return along, across
+
+    def hyper_slopes(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> Hyperparameters:
+        rate, momentum, before = hyper["lr"], hyper["momentum"], state["momentum"]
+        buffer, direction = buffer_and_direction(params, gradients, state, hyper)
+        _, across = diagonals(params, gradients, state, hyper)
+        if nesterov:
+            before = {k: torch.addcmul(b, momentum[k], before[k]) for k, b in buffer.items()}
+        return {
+            "lr": {k: -d for k, d in direction.items()},
+            "weight_decay": {k: across[k] * w for k, w in params.items()},
+            "momentum": {k: -rate[k] * b for k, b in before.items()},
+        }
+
+    derivative = Derivative(diagonals, hyper_slopes)
+    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), derivative)
 
 
 def _adam(*, decoupled: bool) -> UpdateRule:
@@ -94,7 +132,7 @@ def _adam(*, decoupled: bool) -> UpdateRule:
             moved[k] = torch.addcmul(param, size[k], mean[k] / denominator, value=-1.0)
         return moved, {"mean": mean, "square": square, "step": step}
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"), elementwise=True)
+    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"))
 
 
 def adam() -> UpdateRule:
@@ -123,7 +161,7 @@ def geometric() -> UpdateRule:
         del gradients
         return {k: p + torch.log10(hyper["factor"][k]) for k, p in params.items()}, state
 
-    return UpdateRule(lambda params: {}, update, ("factor",), elementwise=True)
+    return UpdateRule(lambda params: {}, update, ("factor",))
 
 
 def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
@@ -137,4 +175,4 @@ def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
         scale = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         return rule.update(params, {k: g * scale for k, g in gradients.items()}, state, hyper)
 
-    return rule._replace(update=update, elementwise=False)
+    return rule._replace(update=update, derivative=None)

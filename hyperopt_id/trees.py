@@ -135,6 +135,13 @@ def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
     return torch.stack([_rows(a * b, run_axes).sum(-1) for a, b in pairs]).sum(0)
 
 
+def contract(left: Tensor, right: Tensor, axes: int) -> Tensor:
+    """The product of two tensors of one shape, summed over all but the first `axes` axes."""
+    if left.ndim == axes:
+        return left * right
+    return torch.linalg.vecdot(_rows(left, axes), _rows(right, axes))
+
+
 def _rows(leaf: Tensor, run_axes: int) -> Tensor:
     """[..., N]: the run axes, and everything else in a row."""
     return leaf.reshape((*leaf.shape[:run_axes], -1))

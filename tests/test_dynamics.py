@@ -85,11 +85,12 @@ def test_without_a_state_the_form_is_zero_on_it_and_stays_so(rule_name, granular
     v = cotangent(case.z)
     pull = torch.func.vjp(case.reference, *case.point)[1]
     params, _, tuned = pull((v.params, trees.zeros(v.state)))
-    for frozen_pull in (case.here.pull_state, case.here.frozen()):
-        pulled = frozen_pull(Cotangent(v.params, None))
+    for here in (case.here, case.dynamics.linearize(case.z, case.raw, BATCH, frozen=True)):
+        pulled = here.pull_state(Cotangent(v.params, None))
         assert pulled.state is None
         assert_close(pulled.params, params)
-    assert_close(case.here.pull_raw(Cotangent(v.params, None)), tuned)
+        assert_close(here.pull_raw(Cotangent(v.params, None)), tuned)
+        assert_close(here.z_next, case.here.z_next)
 
 
 @TABLE
