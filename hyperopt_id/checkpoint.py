@@ -22,6 +22,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
 _LEAVES = (bool, int, float, str, type(None))
 _ALLOWED = "allowed are tensors, numbers, strings, booleans, None, lists, tuples and dictionaries"
+_warn = partial(warnings.warn, stacklevel=2)  # the place that it names is the one that called `load`
 
 
 def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
@@ -55,22 +57,25 @@ def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
     return path
 
 
-def load(directory: str | Path) -> tuple[Any, int]:
+def load(directory: str | Path, warn: Callable[[str], object] = _warn) -> tuple[Any, int]:
     """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
 
-    Each newer one that cannot is named, with the reason, in a ``UserWarning``; ``ValueError`` when none is
-    left.
+    ``warn`` (default: a ``UserWarning``) is told of each newer one that cannot, with the reason; ``ValueError``,
+    with all reasons, when none is left.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"no checkpoint to load: {directory} is not a directory")
+    reasons = []
     for path in _newest_first(directory):
         try:
             return _read(path)
         except Exception as error:  # damage can surface as almost any exception, and all of them mean the same
             reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"checkpoint {path} is unusable and is passed over ({reason})", stacklevel=2)
-    raise ValueError(f"no checkpoint to load: {directory} holds no usable step_*.pt; start the run anew")
+            warn(f"checkpoint {path} is unusable and is passed over ({reason})")
+            reasons.append(f"{path.name}: {reason}")
+    none = f"no checkpoint to load: {directory} holds no usable step_*.pt"
+    raise ValueError("; ".join([none, *reasons, "start the run anew"]))
 
 
 def _read(path: Path) -> tuple[Any, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from hyperopt_id import checkpoint, experiment, runtime
 from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import config_hash, differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry import Telemetry, is_finished
+from hyperopt_id.telemetry import Telemetry, first_device, is_finished
+
+logger = logging.getLogger("hyperopt_id")
 
 FLAGS = {  # options that are short for a key of the config
     "runs": "population.runs",
@@ -96,14 +100,34 @@ def _train(options: argparse.Namespace) -> None:
     if options.print_config:
         print(dump(config), end="")
         return
-    if directory is not None and (changed := differences(load([directory / "config.yaml"]), config)):
+    if directory is not None and (changed := _changed(directory, config)):
         raise ValueError(
             f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead"
         )
     if directory is not None and is_finished(directory):
         print(f"the run in {directory} is finished; there is nothing to resume")
         return
+    if directory is not None:
+        _check_device(directory, config)
     run(config, directory or new_directory(config), resume=directory is not None)
+
+
+def _changed(directory: Path, config: Config) -> list[str]:
+    """What keeps `config` from continuing the run in `directory`. To name the device that `auto` took is no change."""
+    before = load([directory / "config.yaml"])
+    if config.device != "auto":
+        before = replace(before, device=first_device(directory) or before.device)
+    return differences(before, config)
+
+
+def _check_device(directory: Path, config: Config) -> None:
+    """Raise a ValueError where `auto` means another device than the run began on: its numbers would change."""
+    here, first = pick_device(config.device).type, first_device(directory)
+    if first not in (None, here):
+        raise ValueError(
+            f"the run in {directory} began on {first}, but device {config.device} is {here} here; "
+            f"add --set device={first} where there is one, or start a new run"
+        )
 
 
 def new_directory(config: Config) -> Path:
@@ -130,7 +154,7 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
         config = load(options.config, overrides)
         group = new_directory(config).parent
         runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
-        runs = [path for path in runs if not differences(load([path / "config.yaml"]), config)]
+        runs = [path for path in runs if not _changed(path, config)]
         unfinished = [path for path in runs if not is_finished(path)] or runs
         if not unfinished:
             raise ValueError(f"--resume auto found no run of this config in {group}; leave --resume out to start one")
@@ -143,11 +167,12 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
 def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary."""
     saved, began = None, time.perf_counter()
+    unusable: list[str] = []  # said when there is a log
     runtime.keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
     if resume and any((directory / "checkpoints").glob("step_*.pt")):
-        saved, _ = checkpoint.load(directory / "checkpoints")
+        saved, _ = checkpoint.load(directory / "checkpoints", unusable.append)
     device = pick_device(config.device)
     telemetry = Telemetry(
         directory,
@@ -161,6 +186,8 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, A
         initial=starting_values(config),
     )
     with telemetry:
+        for message in unusable:
+            logger.warning(message)
         try:
             parts, plan = from_config(config, compiled=None if saved is None else saved["compile"])
         except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
@@ -171,6 +198,6 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> dict[str, A
         summary = experiment.run(
             parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled}, began=began
         )
-        summary["config_hash"] = config_hash(config)
+        summary["config_hash"] = config_hash(replace(config, device=device.type))
         telemetry.close(summary)
     return summary

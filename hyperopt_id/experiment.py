@@ -56,7 +56,8 @@ class Parts:
     start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
     split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
     hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
-    takes itself. seeds: one for each member. device: where all of it lives.
+    takes itself. seeds: one for each member. device: where all of it lives. sizes: rows of each split; empty if
+    unknown.
     """
 
     start: Callable[[], Run]
@@ -72,6 +73,7 @@ class Parts:
     device: torch.device
     compiled: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def run(
     is the `time.perf_counter()` from which seconds are counted (default: now).
     """
     began = time.perf_counter() if began is None else began
+    _check_splits(parts, plan)
     progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
     starting = _Progress.begin(parts).chunks if plan.reset else None
     on_threads = parts.compiled and parts.device.type == "cpu"
@@ -130,6 +133,18 @@ def run(
                     tree = {**progress.tree(parts, began), **(remember or {})}
                     checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep)
     return progress.summary(parts, began)
+
+
+def _check_splits(parts: Parts, plan: Plan) -> None:
+    """Raise a ValueError where reports ask for a split without rows, before anything is trained."""
+    there = [split for split, rows in parts.sizes.items() if rows]
+    kept = tuple(split for split in plan.report_splits if split in there)
+    if there and len(kept) < len(plan.report_splits):
+        missing = ", ".join(split for split in plan.report_splits if split not in there)
+        raise ValueError(
+            f"report_splits asks for {missing}, but the data have rows only in {', '.join(there)}; "
+            f"take Plan(report_splits={kept}), or give {missing} rows"
+        )
 
 
 def hyper_update(parts: Parts, plan: Plan, update: int, chunk: Run, members: Sequence[int]) -> tuple[Run, Record]:

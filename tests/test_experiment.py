@@ -1,13 +1,27 @@
 """Laws of the loop: a seed determines everything, resetting, schedules, what is written."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from laws import assert_close, assert_identical
+from laws import assert_close, assert_identical, random
 from short_runs import CONFIGS, ENGINES, POPULATIONS, TINY, assert_same_run, reports, state, summary, train
 
-from hyperopt_id import cli, population, trees
+from hyperopt_id import (
+    Dataset,
+    Hyper,
+    Plan,
+    Space,
+    assemble,
+    cli,
+    experiment,
+    hypergrad,
+    population,
+    rules,
+    supervised,
+    trees,
+)
 from hyperopt_id.build.names import from_config
 from hyperopt_id.config import load
 
@@ -67,6 +81,26 @@ def test_hypergradients_may_be_computed_and_not_used(tmp_path):
 def test_terms_mean_nothing_to_other_engines(tmp_path):
     one, two = (train(tmp_path / f"{terms}", *ENGINES["unroll"], f"hypergradient.terms={terms}") for terms in (1, 5))
     assert_identical(state(one), state(two))
+
+
+@pytest.mark.parametrize(
+    ("splits", "missing", "there", "kept"),
+    [
+        ({"validation": (8, 12)}, "test", "train, validation, train[+]validation", r"\('validation',\)"),
+        ({"validation": (8, 8), "test": (8, 12)}, "validation", "train, test, train[+]validation", r"\('test',\)"),
+        ({}, "validation, test", "train, train[+]validation", r"\(\)"),
+    ],
+)
+def test_reports_of_a_split_without_rows_are_refused_before_training(splits, missing, there, kept):
+    data = Dataset(random(12, 4, seed=1), random(12, seed=2), {"train": (0, 8), **splits})
+    task = supervised(data, lambda: torch.nn.Linear(4, 1), "mse", None)
+    space = Space({name: Hyper(0.1) for name in rules.sgd().hyperparameters})
+    parts = assemble(task, rule=rules.sgd(), space=space, engine=hypergrad.no_gradient())
+    message = (
+        f"asks for {missing}, but the data have rows only in {there}; take Plan.report_splits={kept}.*give {missing}"
+    )
+    with pytest.raises(ValueError, match=message):
+        experiment.run(replace(parts, update=lambda *_: pytest.fail("trained")), Plan(updates=1))
 
 
 # What is written

@@ -1,9 +1,11 @@
 """Resuming continues to the last bit: engines x populations, after any kind of death; only what may be continued is."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
 from short_runs import CONFIGS, ENGINES, POPULATIONS, arguments, assert_same_run, interrupted, train
 
 from hyperopt_id import cli
@@ -55,23 +57,26 @@ def test_resuming_after_kill_9_in_the_middle_of_a_checkpoint(fatal, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, tmp_path):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, tmp_path, capsys):
+    """And says so once, on the terminal and in log.txt."""
     whole = train(tmp_path / "whole", *ENGINES["neumann"])
     cut = interrupted(whole, tmp_path / "cut", update=4)
     newest = cut / "checkpoints" / "step_000000004.pt"
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\0" * len(content))
-    with pytest.warns(UserWarning, match="step_000000004.pt is unusable"):
-        assert cli.train(["--resume", str(cut)]) == 0
+    assert cli.train(["--resume", str(cut)]) == 0
+    for said in (capsys.readouterr().err, (cut / "log.txt").read_text()):
+        assert said.count("step_000000004.pt is unusable") == said.count("unusable") == 1
     assert_same_run(whole, cut)
 
 
 def test_nothing_is_resumed_from_damaged_checkpoints_only(tmp_path, capsys):
     cut = interrupted(train(tmp_path / "whole"), tmp_path / "cut", update=1)
     (cut / "checkpoints" / "step_000000001.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="unusable"):
-        assert cli.train(["--resume", str(cut)]) == 2
-    assert "no usable" in capsys.readouterr().err
+    assert cli.train(["--resume", str(cut)]) == 2
+    error = capsys.readouterr().err
+    assert "no usable" in error
+    assert "step_000000001.pt: BadZipFile" in error
 
 
 def test_resuming_a_finished_run_says_so_and_does_nothing(tmp_path, capsys):
@@ -110,6 +115,32 @@ def test_what_does_not_change_numbers_may_be_changed_when_resuming(tmp_path):
     override = ["-s", "report.keep=3", "report.checkpoint_every=2", "log.progress=none"]
     assert cli.train(["--resume", str(cut), "-c", str(cut / "config.yaml"), *override]) == 0
     assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize(
+    ("began", "options", "refusal"),
+    [
+        ("cpu", [], None),
+        ("cpu", ["-s", "device=cpu"], None),
+        ("cuda:0", [], "began on cuda, but device auto is cpu here; add --set device=cuda"),
+        ("cuda:0", ["-s", "device=cpu"], "device: cuda -> cpu"),
+    ],
+)
+def test_a_run_goes_on_only_on_the_device_that_it_began_on(began, options, refusal, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    whole = train(tmp_path / "whole", "device=auto")
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    environment = json.loads((cut / "environment.json").read_text())
+    first = environment | {"device": began}
+    (cut / "environment.json").write_text(json.dumps(environment | {"previous": [first]}))  # resumed before
+    before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut), *options]) == (0 if refusal is None else 2)
+    if refusal is None:
+        assert_same_run(whole, cut)
+    else:
+        assert refusal in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
 
 
 def test_resume_auto_finds_the_newest_unfinished_run_of_the_group(tmp_path):

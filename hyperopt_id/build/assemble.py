@@ -103,6 +103,7 @@ def assemble(
         device,
         execution.compile,
         watch,
+        task.sizes,
     )
 
 

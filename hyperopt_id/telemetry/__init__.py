@@ -22,6 +22,7 @@ from typing import Any, Self
 from hyperopt_id.telemetry.directory import (
     claim,
     describe_environment,
+    first_device,
     is_finished,
     keep_until,
     remove_traces,
@@ -31,7 +32,7 @@ from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
 from hyperopt_id.telemetry.progress import Progress, logger
 
-__all__ = ["Telemetry", "as_json", "is_finished", "measure"]
+__all__ = ["Telemetry", "as_json", "first_device", "is_finished", "measure"]
 
 
 class Telemetry:

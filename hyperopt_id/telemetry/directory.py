@@ -123,6 +123,13 @@ def describe_environment(directory: Path, device: str) -> dict[str, Any]:
     return described
 
 
+def first_device(directory: Path) -> str | None:
+    """The type of the device that the run in ``directory`` began on, ``cpu`` or ``cuda``; None if nothing says so."""
+    last = read_json(directory / "environment.json") or {}
+    device = [*last.get("previous", []), last][0].get("device")
+    return device and device.split(":")[0]
+
+
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
