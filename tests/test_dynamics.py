@@ -33,10 +33,10 @@ BATCH = BATCHES[1]
 class Case:
     """A rule and a granularity at a point of a training run: Φ, its linearization, its reference."""
 
-    def __init__(self, rule_name: str, granularity: str, seed: int = 3):
+    def __init__(self, rule_name: str, granularity: str, seed: int = 3, steps: int = 3):
         self.rule = RULES[rule_name]
         self.space = space(self.rule, GRANULARITIES[granularity])
-        self.z = trained(self.rule, seed=seed)
+        self.z = trained(self.rule, steps, seed)
         self.raw = raw_values(self.space, self.z.params, seed)
         self.tuned = self.space.tuned(self.raw)
         self.dynamics = dynamics(self.rule, self.space)
@@ -80,8 +80,9 @@ def test_pull_backs_are_those_of_autograd_through_all_of_it(rule_name, granulari
 
 
 @TABLE
-def test_without_a_state_the_form_is_zero_on_it_and_stays_so(rule_name, granularity):
-    case = Case(rule_name, granularity)
+@pytest.mark.parametrize("steps", [0, 3], ids=["first step", "later"])
+def test_without_a_state_the_form_is_zero_on_it_and_stays_so(rule_name, granularity, steps):
+    case = Case(rule_name, granularity, steps=steps)
     v = cotangent(case.z)
     pull = torch.func.vjp(case.reference, *case.point)[1]
     params, _, tuned = pull((v.params, trees.zeros(v.state)))

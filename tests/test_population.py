@@ -191,6 +191,15 @@ def test_the_meta_optimizer_is_adam_on_raw_values_then_clipped(lift):
         assert_close(chunk.raw, {key: value.detach() for key, value in theirs.items()}, 1e-12)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_caller_may_have_switched_gradients_off(engine):
+    expected = run(parts_of(ENGINES[engine], lift="vmap"), PLAN)
+    with torch.no_grad():
+        found = run(parts_of(ENGINES[engine], lift="vmap"), PLAN)
+    assert_identical(found["final"], expected["final"])
+    assert_identical(found["hyper"], expected["hyper"])
+
+
 # Non-finite numbers
 
 RIDGE = ridge(rows=(20, 10, 10), dimension=3)  # float32: 3.4e38 is reached within a few dozen steps
@@ -255,10 +264,11 @@ def test_the_step_of_the_divergence_is_right_and_the_state_before_it_is_kept(lif
             assert_identical(trees.take((later.z, later.raw, later.meta_state), member), kept)
 
 
+@pytest.mark.parametrize("engine", ["none", "neumann"])
 @pytest.mark.parametrize("lift", LIFTS)
-def test_weights_that_overflow_in_the_last_step_are_seen_before_the_next_loss(lift):
+def test_weights_that_overflow_in_the_last_step_are_seen_before_the_next_loss(lift, engine):
     one_step = replace(LONG, steps_per_update=1, updates=2)
-    history, losses = advance(wild_parts([0, 1, 2], lift, lr=3e38), one_step)
+    history, losses = advance(wild_parts([0, 1, 2], lift, engine, lr=3e38), one_step)
     assert torch.cat(losses[:1]).isfinite().all()
     assert [state.diverged_at.tolist() for state in history] == [[-1, -1, -1], [-1, 1, -1], [-1, 1, -1]]
     assert_identical(trees.take(tuple(history[2].z), 1), trees.take(tuple(history[0].z), 1))
@@ -272,23 +282,25 @@ def test_under_vmap_the_others_differ_by_rounding_only():
         torch.testing.assert_close(values[others], alone["final"][name], rtol=1e-4, atol=1e-5)
 
 
-def poisoned(positions, split="validation"):
-    """The task whose loss is not a number on the batches number `positions` of run 1."""
+def poisoned(positions, split="validation", slopes=True):
+    """The task whose loss is not a number on the batches number `positions` of run 1, nor its gradient if `slopes`."""
     bad = torch.stack([TASK.batches(split, [1], position, 1).seed[0, 0] for position in positions])
 
     def loss(params, buffers, batch):
         value, rest = TASK.loss(params, buffers, batch)
         if batch.split != split:
             return value, rest
-        return value * torch.where((batch.seed == bad).any(), math.nan, 1.0), rest
+        factor = torch.where((batch.seed == bad).any(), math.nan, 1.0)
+        return (value * factor if slopes else value + (factor - 1.0)), rest
 
     return replace(TASK, loss=loss)
 
 
 @pytest.mark.parametrize("lift", LIFTS)
-def test_a_diverged_run_does_not_come_back(lift):
+@pytest.mark.parametrize("slopes", [True, False], ids=["loss and gradient", "loss only"])
+def test_a_diverged_run_does_not_come_back(lift, slopes):
     """Step 4 of run 1 has no finite loss; the steps after it would be fine again."""
-    history, _ = advance(parts_of(ENGINES["neumann"], lift=lift, task=poisoned([4], "train")))
+    history, _ = advance(parts_of(ENGINES["neumann"], lift=lift, task=poisoned([4], "train", slopes)))
     assert [state.diverged_at.tolist()[1] for state in history] == [-1, -1, 4, 4, 4]
     for state in history[2:]:
         for part in ("z", "raw", "meta_state"):

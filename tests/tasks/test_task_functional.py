@@ -1,5 +1,6 @@
 """Modules as pure functions: dropout without state, tied weights, intact templates, weights from files."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,16 @@ def test_a_module_with_tied_weights_has_one_parameter():
     torch.testing.assert_close(module.train(params, {}, torch.tensor(0), inputs)[0], expected)
 
 
-def test_an_error_in_a_module_leaves_the_template_as_it_was():
+@pytest.mark.parametrize("columns", [3, 4], ids=["a call", "an error"])
+def test_a_module_does_not_keep_what_it_was_given(columns: int):
     module = FunctionalModule(lambda: nn.Linear(3, 2), torch.device("cpu"), torch.float64)
     params, _ = module.init(0)
-    with pytest.raises(RuntimeError):
-        module.train(params, {}, torch.tensor(0), torch.ones(1, 4))
-    assert all(isinstance(value, nn.Parameter) for value in module.training.module.parameters())
+    with contextlib.suppress(RuntimeError):
+        module.train(params, {}, torch.tensor(0), torch.ones(1, columns).double())
+    copies = [copy for copy, _ in module.training.copies.values()]
+    assert len(copies) == 1
+    for template in (module.training.module, *copies):
+        assert all(isinstance(value, nn.Parameter) for value in template.parameters())
 
 
 def test_weights_of_a_module_that_is_made_once_can_still_be_trained():
