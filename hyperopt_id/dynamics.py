@@ -13,13 +13,13 @@ where only the first needs the Hessian, by one product. Buffers (BatchNorm stati
 constants of the derivative.
 
 Every function here serves one run or R independent runs with a leading axis: the loss, rule and constraint it is
-given are then lifted, losses are [R], and the sum over runs is differentiated.
+given are then lifted, losses are [R], and the sum over runs is differentiated. Gradients have to be enabled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,12 @@ class Linearization(NamedTuple):
     push: Callable[[Cotangent, Params], Cotangent]
 
 
+class Linearize(Protocol):
+    """Φ linearized; with `constant_state`, for cotangents without a state only, which is faster for some rules."""
+
+    def __call__(self, z: TrainState, raw: Params, batch: Batch, constant_state: bool = False) -> Linearization: ...
+
+
 class Dynamics(NamedTuple):
     """Φ in the two forms that are needed, with `linearize(z, raw, b).z_next == step(z, constrain(raw, z.params), b)`.
 
@@ -72,7 +78,7 @@ class Dynamics(NamedTuple):
 
     constrain: Callable[[Params, Params], Hyperparameters]
     step: Callable[[TrainState, Hyperparameters, Batch], tuple[TrainState, Metrics]]
-    linearize: Callable[..., Linearization]
+    linearize: Linearize
     pull: Callable[[TrainState, Params, Batch, Cotangent], tuple[Cotangent, Params]]
     pull_raw: Callable[[TrainState, Params, Batch, Cotangent], Params]
     tuned: Callable[[Params], Params]
@@ -94,19 +100,20 @@ def make_dynamics(
         buffers, metrics = here.auxiliary
         return TrainState(params, buffers, state), {**metrics, "loss": here.loss}
 
-    def linearize(z: TrainState, raw: Params, batch: Batch, frozen: bool = False) -> Linearization:
+    def linearize(z: TrainState, raw: Params, batch: Batch, constant_state: bool = False) -> Linearization:
+        assert torch.is_grad_enabled()  # else some derivatives would silently be zero
         few = batch if thin is None else thin(batch)
         whole = lambda w: loss(w, z.buffers, batch)  # noqa: E731
         thinned = whole if thin is None else lambda w: loss(w, z.buffers, few)
         here, product = curvature(whole, thinned, z.params)
-        differentiate = _closed_form if frozen and rule.derivative is not None else _recorded
+        differentiate = _closed_form if constant_state and rule.derivative is not None else _recorded
         natural = lambda learned: constrain({**raw, **learned}, z.params)  # noqa: E731
         (params, state), pull_state, pull_raw = differentiate(rule, natural, z, here.value, tuned(raw), product)
         buffers, metrics = here.auxiliary
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
             def apply(w: Params, slopes: Params, state: State, learned: Params) -> tuple[Params, State]:
-                return rule.update(w, slopes, state, constrain({**raw, **learned}, w))
+                return rule.update(w, slopes, state, natural(learned))
 
             point = trees.detach((z.params, here.value, z.state, tuned(raw)))
             dstate = trees.zeros(z.state) if dz.state is None else dz.state
@@ -167,14 +174,16 @@ def _closed_form(
     recorded = natural(learned)
     hyper = {name: trees.map_distinct(Tensor.detach, values) for name, values in recorded.items()}
     point = (z.params, trees.detach(slopes), z.state, hyper)
-    along, across = derivative.diagonals(*point)
+    along, across = derivative.diagonals(*point)  # ∂w'/∂w, ∂w'/∂g
 
     def pull_state(v: Cotangent) -> Cotangent:
+        assert v.state is None
         curved = product({k: trees.per_run(across[k], x) * x for k, x in v.params.items()})
         pulled = {k: torch.addcmul(curved[k], trees.per_run(along[k], x), x) for k, x in v.params.items()}
         return Cotangent(pulled, None)
 
     def pull_raw(v: Cotangent) -> Params:
+        assert v.state is None
         partial = derivative.hyper(*point)
         forms: dict[Tensor, Tensor] = {}  # by value, of which parameters may share one
         for name, values in recorded.items():

@@ -67,7 +67,7 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
     def call(
         dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
     ) -> Outcome:
-        here = dynamics.linearize(z, raw, batches[-1], frozen=not carry_state)
+        here = dynamics.linearize(z, raw, batches[-1], constant_state=not carry_state)
         value, v, direct = _cotangent(dynamics, objective, here.z_next, raw, target)
         if carry_state:
             v = Cotangent(v.params, trees.zeros(here.z_next.state))

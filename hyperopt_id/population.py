@@ -66,8 +66,8 @@ class Proposal(NamedTuple):
     metrics: Sequence[Metrics]
     objective: Tensor | None
     hypergradient: Params
-    total: Tensor  # of the parameters: finite where they are
-    slope: Tensor  # squared norm of the hypergradient
+    parameter_sum: Tensor  # finite where the parameters are
+    hypergradient_square: Tensor  # squared norm
 
 
 Update = Callable[[Run, Sequence[Batch], Batch, int], tuple[Run, Record]]
@@ -112,16 +112,16 @@ def make_update(
         z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
     ) -> Proposal:
         outcome = engine.call(inside, objective, z, raw, batches, target)
-        total = trees.total(outcome.z.params, run_axes)
-        slope = torch.zeros_like(total)
+        parameter_sum = trees.total(outcome.z.params, run_axes)
+        square = torch.zeros_like(parameter_sum)
         if tuned := dynamics.tuned(raw):
             hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
             moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
             raw = project({**raw, **moved})
             # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
-            slope = trees.norm(outcome.hypergradient, run_axes).square()
+            square = trees.norm(outcome.hypergradient, run_axes).square()
         return Proposal(
-            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, total, slope
+            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, parameter_sum, square
         )
 
     finish = prepare(conclude, "hypergradient") if engine.traceable else conclude
@@ -161,11 +161,11 @@ def from_plain(tree: dict[str, Any]) -> Run:
 def _settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
     """Apply the policy on non-finite numbers. `step` is the number of training steps before this update."""
     moved = run._replace(z=proposal.z, raw=proposal.raw, meta_state=proposal.meta_state)
-    everything = (losses.sum(0) + proposal.total + proposal.slope).abs()
+    everything = (losses.sum(0) + proposal.parameter_sum + proposal.hypergradient_square).abs()
     if bool(((everything < math.inf) & (run.diverged_at < 0)).all()):  # the usual case, in few operations
         return moved
-    finite, usable = torch.isfinite(losses), torch.isfinite(proposal.slope)
-    fine = finite.all(0) & torch.isfinite(proposal.total) & (run.diverged_at < 0)
+    finite, usable = torch.isfinite(losses), torch.isfinite(proposal.hypergradient_square)
+    fine = finite.all(0) & torch.isfinite(proposal.parameter_sum) & (run.diverged_at < 0)
     kept = run._replace(z=proposal.z, skipped=run.skipped + 1)
     moved = trees.where(usable, moved, kept)
     where = torch.where(finite.all(0), len(losses), finite.logical_not().int().argmax(0)) + step

@@ -1,9 +1,9 @@
 r"""Weight-update rules as pure functions: `(params, state') = update(params, gradients, state, hyperparameters)`.
 
-A rule is a pair of functions on flat dicts keyed like `params`. `hyperparameters[name]` is itself such a dict; its
-entries are 0-d (shared) or full-shape (per element), and broadcasting makes the two the same code. Nothing is
-captured: whatever may be tuned is an argument, so the update can be differentiated in it. The meta-optimizer that
-moves raw hyperparameters is one of these rules, acting on raw values as its `params`.
+A rule is two functions on flat dicts keyed like `params`, and perhaps their derivative. `hyperparameters[name]` is
+itself such a dict; its entries are 0-d (shared) or full-shape (per element), and broadcasting makes the two the same
+code. Nothing is captured: whatever may be tuned is an argument, so the update can be differentiated in it. The
+meta-optimizer that moves raw hyperparameters is one of these rules, acting on raw values as its `params`.
 """
 
 from collections.abc import Callable
@@ -82,6 +82,25 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
             new_state["started"] = torch.ones_like(state["started"])
         return moved, new_state
 
+    derivative = _sgd_derivative(dampening, nesterov, buffer_and_direction)
+    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), derivative)
+
+
+def _sgd_derivative(
+    dampening: float,
+    nesterov: bool,
+    buffer_and_direction: Callable[[Params, Params, State, Hyperparameters], tuple[Params, Params]],
+) -> Derivative:
+    r"""With \(d_t\) the direction and \(c\) its derivative in \(g_t + \xi w_{t-1}\), which is 1, less where damped, and
+    \(1 + \mu\) under Nesterov momentum:
+
+    .. math:: \frac{\partial w_t}{\partial g_t} = -\eta c, \quad
+              \frac{\partial w_t}{\partial w_{t-1}} = 1 - \eta c\,\xi, \quad
+              \frac{\partial w_t}{\partial \eta} = -d_t, \quad
+              \frac{\partial w_t}{\partial \xi} = -\eta c\,w_{t-1}, \quad
+              \frac{\partial w_t}{\partial \mu} = -\eta\,b_{t-1}, \text{ Nesterov: } -\eta (b_t + \mu b_{t-1}).
+    """
+
     def diagonals(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, Params]:
         if nesterov:
             across = trees.map_distinct(lambda rate, m: -rate * (1.0 + m), hyper["lr"], hyper["momentum"])
@@ -103,8 +122,7 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
             "momentum": {k: -rate[k] * b for k, b in before.items()},
         }
 
-    derivative = Derivative(diagonals, hyper_slopes)
-    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), derivative)
+    return Derivative(diagonals, hyper_slopes)
 
 
 def _adam(*, decoupled: bool) -> UpdateRule:

@@ -21,22 +21,17 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noq
     if isinstance(tree, Tensor):
         return function(tree, *others)
     if isinstance(tree, dict):
-        branches, beside = tree.values(), [[other[key] for key in tree] for other in others]
-    elif isinstance(tree, (list, tuple)):
-        branches, beside = tree, others
-    else:
-        return tree
-    if others:
-        parts = [map(function, *same) for same in zip(branches, *beside, strict=True)]
-    else:  # the commonest case, without a call for each leaf
-        parts = [function(part) if isinstance(part, Tensor) else map(function, part) for part in branches]
-    if isinstance(tree, dict):
-        return dict(zip(tree, parts, strict=True))
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+        if not others:  # the commonest case, without a call for each leaf
+            return {k: function(v) if isinstance(v, Tensor) else map(function, v) for k, v in tree.items()}
+        return {key: map(function, value, *[other[key] for other in others]) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [map(function, *same) for same in zip(tree, *others, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
 
 
 def map_distinct(function: Callable[..., Tensor], *trees: Params) -> Params:
-    """`map` on flat trees, with one call for entries that are the same objects."""
+    """`map` on flat trees, with one call for entries that are the same objects (under vmap, none are)."""
     results: dict[tuple[int, ...], Tensor] = {}
     found = {}
     for key in trees[0]:
@@ -136,8 +131,8 @@ def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
 
 
 def contract(left: Tensor, right: Tensor, axes: int) -> Tensor:
-    """The product of two tensors of one shape, summed over all but the first `axes` axes."""
-    if left.ndim == axes:
+    """The product of two tensors of one shape, summed over all but the first `axes` axes, in the order of BLAS."""
+    if left.ndim == axes:  # the same, in one pass instead of two
         return left * right
     return torch.linalg.vecdot(_rows(left, axes), _rows(right, axes))
 

@@ -86,7 +86,7 @@ def test_without_a_state_the_form_is_zero_on_it_and_stays_so(rule_name, granular
     v = cotangent(case.z)
     pull = torch.func.vjp(case.reference, *case.point)[1]
     params, _, tuned = pull((v.params, trees.zeros(v.state)))
-    for here in (case.here, case.dynamics.linearize(case.z, case.raw, BATCH, frozen=True)):
+    for here in (case.here, case.dynamics.linearize(case.z, case.raw, BATCH, constant_state=True)):
         pulled = here.pull_state(Cotangent(v.params, None))
         assert pulled.state is None
         assert_close(pulled.params, params)

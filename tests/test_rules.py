@@ -195,3 +195,24 @@ def test_clipping_by_a_norm_that_is_never_reached_changes_nothing():
     hyper, slopes = hyperparameters(rule, z.params), initial(8)
     clipped = rules.clipped(rule, 1e6).update(z.params, slopes, z.state, hyper)
     assert_identical(clipped, rule.update(z.params, slopes, z.state, hyper))
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["first step", "later"])
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.derivative is not None])
+def test_a_derivative_in_closed_form_is_that_of_the_update(name, started):
+    """Also where a parameter is a single number."""
+    rule, params = RULES[name], {"matrix": random(2, 3, seed=1), "number": random(seed=2)}
+    slopes = {k: random(*p.shape, seed=9) for k, p in params.items()}
+    state = rule.init(params)
+    if started:
+        state = trees.map(lambda x: torch.ones_like(x) if x.ndim == 0 else x + 0.3, state)
+    hyper = {
+        h: {k: random(*p.shape, seed=20 + i).abs() for k, p in params.items()}
+        for i, h in enumerate(rule.hyperparameters)
+    }
+    new, pull = torch.func.vjp(lambda p, g, h: rule.update(p, g, state, h)[0], params, slopes, hyper)
+    along, across, by_hyper = pull(trees.map(torch.ones_like, new))
+    assert rule.derivative is not None
+    point = (params, slopes, state, hyper)
+    assert_close(rule.derivative.diagonals(*point), (along, across), 1e-14)
+    assert_close(rule.derivative.hyper(*point), by_hyper, 1e-14)

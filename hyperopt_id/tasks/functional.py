@@ -109,7 +109,7 @@ class Template:
         self.copies: dict[int, tuple[nn.Module, list[Slot]]] = {}
 
     def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> tuple[Any, Tensors]:
-        """Outputs, and the buffers that the module assigned in the place of those given."""
+        """Outputs, and what the module assigned in the place of tensors that were given."""
         if seed is not None and self.dropouts:
             tensors = tensors | {f"{name}.seed" if name else "seed": seed for name in self.dropouts}
         if torch.compiler.is_compiling():
@@ -120,25 +120,24 @@ class Template:
             module = copy.deepcopy(self.module)
             self.copies[thread] = module, list(_slots(module))
         module, slots = self.copies[thread]
+        before = [slot.store[slot.key] for slot in slots]
         try:
             for slot in slots:
                 if slot.name in tensors:
                     slot.store[slot.key] = tensors[slot.name]
             outputs = module(*arguments)
-            return outputs, {slot.name: slot.store[slot.key] for slot in slots if slot.is_buffer}
+            return outputs, {s.name: x for s in slots if (x := s.store[s.key]) is not tensors.get(s.name)}
         finally:
-            for slot in slots:
-                slot.store[slot.key] = slot.value
+            for slot, value in zip(slots, before, strict=True):
+                slot.store[slot.key] = value
 
 
 class Slot(NamedTuple):
-    """Where a module keeps a tensor: `store[key]`, which is `value` in the template and known as `name` outside."""
+    """Where a module keeps a tensor: `store[key]`, known as `name` outside."""
 
     store: dict[str, Any]
     key: str
     name: str
-    value: Tensor
-    is_buffer: bool
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
@@ -148,8 +147,7 @@ def _slots(module: nn.Module) -> Iterator[Slot]:
         for store in (part._parameters, part._buffers):
             for key, value in store.items():
                 if value is not None:
-                    name = names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
-                    yield Slot(store, key, name, value, store is part._buffers)
+                    yield Slot(store, key, names.setdefault(id(value), f"{prefix}.{key}" if prefix else key))
 
 
 def divided(module: nn.Module) -> tuple[Tensors, Tensors]:

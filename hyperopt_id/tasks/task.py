@@ -181,7 +181,7 @@ class RowSampler:
         if batch.index is None:
             return self.whole[batch.split]
         inputs, targets = (F.embedding(batch.index, table) for table in self.tables)
-        if self.dataset.inputs.ndim != 2:
+        if self.dataset.inputs.ndim != 2:  # a microsecond of a step's two hundred
             inputs = inputs.unflatten(1, self.dataset.inputs.shape[1:])
         return inputs, targets.squeeze(1) if self.dataset.targets.ndim == 1 else targets
 

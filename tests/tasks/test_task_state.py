@@ -127,6 +127,43 @@ def test_assigned_buffers_are_kept():
     assert not torch.equal(once, task.evaluate(params, start, "test")["loss"])
 
 
+class Tied(Net):
+    """Two names of one buffer, assigned by the first."""
+
+    first: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first", torch.zeros(()))
+        self.second = nn.Module()
+        self.second.register_buffer("same", self.first)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.first = self.first + 1.0
+        return self.linear(inputs)
+
+
+class Average(Net):
+    """A frozen parameter that is assigned anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.first = nn.Parameter((self.first + 1.0).detach(), requires_grad=False)
+        return self.linear(inputs)
+
+
+@pytest.mark.parametrize("factory", [Tied, Average])
+def test_assigned_tensors_of_other_kinds_are_kept(factory: Callable[[], nn.Module]):
+    task = regression(factory)
+    params, buffers = task.init(0)
+    for step in range(3):
+        _, (buffers, _) = task.loss(params, buffers, batch(step))
+    assert buffers["first"] == 3.0
+
+
 @pytest.mark.parametrize("index", [batch().index, None], ids=["rows", "whole split"])
 def test_assigned_buffers_under_vmap_and_compile_equal_those_of_a_loop(index: Tensor | None):
     task = regression(Mean)
