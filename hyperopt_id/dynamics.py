@@ -133,16 +133,13 @@ def make_dynamics(
     return Dynamics(constrain, step, linearize, pull, pull_raw, tuned)
 
 
+Natural = Callable[[Params], Hyperparameters]  # tuned entries of raw -> natural values
+Product = Callable[[Params], Params]  # u -> uH
 Pulls = tuple[tuple[Params, State], Callable[[Cotangent], Cotangent], Callable[[Cotangent], Params]]
 
 
 def _recorded(
-    rule: UpdateRule,
-    natural: Callable[[Params], Hyperparameters],
-    z: TrainState,
-    slopes: Params,
-    learned: Params,
-    product: Callable[[Params], Params],
+    rule: UpdateRule, natural: Natural, z: TrainState, slopes: Params, learned: Params, product: Product
 ) -> Pulls:
     """(new parameters and state, `pull_state`, `pull_raw`), the rule differentiated automatically."""
     params, slopes, state, learned = (trees.variables(part) for part in (z.params, slopes, z.state, learned))
@@ -160,12 +157,7 @@ def _recorded(
 
 
 def _closed_form(
-    rule: UpdateRule,
-    natural: Callable[[Params], Hyperparameters],
-    z: TrainState,
-    slopes: Params,
-    learned: Params,
-    product: Callable[[Params], Params],
+    rule: UpdateRule, natural: Natural, z: TrainState, slopes: Params, learned: Params, product: Product
 ) -> Pulls:
     """The same for a constant optimizer state, by the rule's own derivative."""
     derivative = rule.derivative

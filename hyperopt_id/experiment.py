@@ -8,8 +8,7 @@ position, so the state of a run and the number of hyper-updates are all that a r
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,33 +19,9 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Record, Run
+from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.telemetry import Telemetry, as_json, measure
 from hyperopt_id.trees import Params
-
-
-class Stopwatch:
-    """Seconds by part of the work. On a CUDA device, work that is still queued is counted where it is waited for."""
-
-    def __init__(self) -> None:
-        parts = ("compile", "inner", "hypergradient", "evaluation", "logging")
-        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - began
-
-    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            result = function(*arguments)
-            self.seconds[part] += time.perf_counter() - began
-            return result
-
-        return call
 
 
 @dataclass(frozen=True)

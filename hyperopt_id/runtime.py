@@ -1,5 +1,6 @@
-"""How the cores and the memory of a machine are used."""
+"""How the cores, the memory and the time of a machine are used."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,3 +51,28 @@ def keep_freed_memory() -> None:
     block of 30 MB is made and dropped. Elsewhere this does nothing.
     """
     torch.empty(30 * 2**20, dtype=torch.uint8)
+
+
+class Stopwatch:
+    """Seconds by part of the work. On a CUDA device, work that is still queued is counted where it is waited for."""
+
+    def __init__(self) -> None:
+        parts = ("compile", "inner", "hypergradient", "evaluation", "logging")
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - began
+
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments)
+            self.seconds[part] += time.perf_counter() - began
+            return result
+
+        return call

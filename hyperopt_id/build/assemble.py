@@ -17,10 +17,11 @@ from torch import Tensor
 from hyperopt_id import compilation, population, rules, trees
 from hyperopt_id.curvature import Curvature, choose, none
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
-from hyperopt_id.experiment import Parts, Stopwatch
+from hyperopt_id.experiment import Parts
 from hyperopt_id.hypergrad import Engine, Objective
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.rules import UpdateRule
+from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.trees import Params
