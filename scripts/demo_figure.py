@@ -8,7 +8,6 @@ Needs matplotlib: pip install -c constraints.txt -e '.[plots]'
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that is not installed
 
 from hyperopt_id import checkpoint, trees
+from hyperopt_id.analysis.load import load_reports
 from hyperopt_id.build.names import build_space
 from hyperopt_id.config import load
 
@@ -44,10 +44,7 @@ STYLE: dict[Any, Any] = {
 
 def reports(directory: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; ValueError unless it is the work of a single run."""
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{directory} is not a run directory: it has no metrics.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = load_reports(directory)
     if not lines or not isinstance(lines[-1]["loss/validation"], float):
         raise ValueError(f"{directory}: the figure needs a single run (not --runs) with at least one report")
     return lines

@@ -2,34 +2,35 @@
 
     python scripts/results_table.py runs/fashion_mnist/*          loss/test, or another one with --metric
 
-A row a run directory: mean, median and largest value over the members that did not diverge, the number that did, and
-the seconds the whole population took.
+A row a run directory: mean, median, smallest and largest value over the members that did not diverge, with their
+bootstrap deviation, the number that did diverge, and the seconds the whole population took.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import sys
 from pathlib import Path
-from typing import Any
 
-COLUMNS = ("run", "starts", "mean", "median", "worst", "diverged", "seconds", "of it compiling")
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that is not installed
+
+from hyperopt_id.analysis.load import load_result
+from hyperopt_id.analysis.statistics import estimate
+
+COLUMNS = ("run", "starts", "mean", "median", "best", "worst", "diverged", "seconds", "of it compiling")
 
 
 def row(directory: Path, metric: str) -> list[str]:
-    """The cells of one finished run; a ValueError for a directory without a summary or the metric."""
-    path = directory / "summary.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} holds no finished run: there is no summary.json")
-    summary: dict[str, Any] = json.loads(path.read_text())
-    if metric not in summary["final"]:
-        raise ValueError(f"{directory} has no {metric}; it has {', '.join(summary['final'])}")
-    values = [value for value in summary["final"][metric] if value is not None]
-    statistic = (statistics.fmean, statistics.median, max)
-    shown = [f"{function(values):.3g}" if values else "–" for function in statistic]
-    spent = [f"{summary['seconds'][part]:.0f}" for part in ("total", "compile")]
-    return [directory.name, str(len(summary["diverged"])), *shown, str(sum(summary["diverged"])), *spent]
+    """The cells of one finished run."""
+    result = load_result(directory)
+    values = result.metric(metric)
+    mean, median = (str(estimate(values, statistic)) for statistic in (np.mean, np.median))
+    kept = values[~np.isnan(values)]
+    extremes = [f"{value:.3g}" for value in (kept.min(), kept.max())] if len(kept) else ["–", "–"]
+    spent = [f"{result.seconds[part]:.0f}" for part in ("total", "compile")]
+    return [result.name, str(len(values)), mean, median, *extremes, str(result.diverged.sum()), *spent]
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What finished runs show: reads run directories and nothing else."""
