@@ -1,7 +1,7 @@
 """Compiled = eager within rounding, for the step and for both kinds of engines; what cannot be compiled runs eagerly.
 
-Three small graphs are compiled here, five to fifteen seconds each: a whole hyper-update of neumann, the step and the
-pull-back of unroll.
+Six small graphs are compiled here, five to twenty seconds each: hyper-updates of neumann, the step and the pull-back of
+unroll.
 """
 
 import logging
@@ -81,15 +81,23 @@ def test_compiled_equals_eager(engine, lift, seeds, steps, pieces, monkeypatch, 
 
 
 @needs_compiler
-def test_compiled_hypergradients_equal_eager_ones():
+@pytest.mark.parametrize(
+    ("engine", "sizes"),
+    [
+        (hypergrad.neumann(3), (64, 10)),
+        (hypergrad.neumann(5), (64, 8, 10)),
+        (hypergrad.neumann(5, carry_state=True), (64, 8, 10)),
+    ],
+    ids=["one layer", "two layers", "two layers, carried"],
+)
+def test_compiled_hypergradients_equal_eager_ones(engine, sizes):
     """Of a single run on minibatches at a large learning rate, where an error in a Hessian-vector product shows; after
     a step of Adam it would not."""
-    task = supervised(digits_data().to("cpu", torch.float64), lambda: mlp((64, 10)), "cross_entropy", 50)
+    task = supervised(digits_data().to("cpu", torch.float64), lambda: mlp(sizes), "cross_entropy", 50)
     tuned = {name: replace(hyper, init=0.3 if name == "lr" else hyper.init) for name, hyper in SPACE.hypers.items()}
     found = []
     for compiled in (False, True):
         execution = Execution(compile=compiled)
-        engine = hypergrad.neumann(3)
         parts = assemble(task, rule=rules.sgd(), space=Space(tuned), engine=engine, execution=execution)
         chunk = population.split(parts.start(), parts.members, parts.lift)[0]
         found.append(hyper_update(parts, Plan(updates=1, steps_per_update=1), 0, chunk, [0])[1].hypergradient)
