@@ -114,7 +114,10 @@ def _train(options: argparse.Namespace) -> None:
 
 def _changed(directory: Path, config: Config) -> list[str]:
     """What keeps `config` from continuing the run in `directory`. To name the device that `auto` took is no change."""
-    before = load([directory / "config.yaml"])
+    try:
+        before = load([directory / "config.yaml"])
+    except ValueError as error:  # damaged, or of another version: not the run that is meant
+        return [f"its config.yaml cannot be used ({error})"]
     if config.device != "auto":
         before = replace(before, device=first_device(directory) or before.device)
     return differences(before, config)

@@ -73,33 +73,35 @@ def space(*tuned: str, granularity: str = "global") -> Space:
 class Workload:
     """A model on random data, as a plain PyTorch loop and as parts of ours."""
 
-    def __init__(self, model: Callable[[], nn.Module], inputs: tuple[int, ...], rows: int, device: str) -> None:
+    def __init__(
+        self, model: Callable[[], nn.Module], inputs: tuple[int, ...], rows: int, device: str, batch: int = 50
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         targets = torch.randint(0, 10, (rows,), generator=generator)
         splits = {"train": (0, rows * 3 // 4), "validation": (rows * 3 // 4, rows - 50), "test": (rows - 50, rows)}
         self.data = Dataset(torch.randn(rows, *inputs, generator=generator), targets, splits).to(device)
-        self.model, self.device = model, device
-        self.task = supervised(self.data, model, "cross_entropy", batch_size=50)
+        self.model, self.device, self.batch = model, device, batch
+        self.task = supervised(self.data, model, "cross_entropy", batch_size=batch)
 
     def plain(self) -> Loop:
         """What people write: a module, `torch.optim.SGD`, batches by index from data on the device."""
         module = self.model().to(self.device)
         optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.5, weight_decay=1e-6)
-        inputs, targets, last = self.data.inputs, self.data.targets, self.data.splits["train"][1]
+        inputs, targets, last, batch = self.data.inputs, self.data.targets, self.data.splits["train"][1], self.batch
 
         def loop(steps: int) -> None:
             order = torch.randperm(last, device=self.device)
             for step in range(steps):
-                index = order[(step * 50) % (last - 50) :][:50]
+                index = order[(step * batch) % (last - batch) :][:batch]
                 optimizer.zero_grad()
                 F.cross_entropy(module(inputs[index]), targets[index]).backward()
                 optimizer.step()
 
         return loop
 
-    def ours(self, engine: Engine, tuned: Space, **options: Any) -> Loop:
+    def ours(self, engine: Engine, tuned: Space, steps_per_update: int = 10, **options: Any) -> Loop:
         parts = assemble(self.task, rule=rules.sgd(), space=tuned, engine=engine, **options)
-        return stepper(parts, Plan(updates=1))
+        return stepper(parts, Plan(updates=1, steps_per_update=steps_per_update))
 
 
 def stepper(parts: Parts, plan: Plan) -> Loop:
@@ -252,18 +254,11 @@ def memory_table(device: str, rounds: int) -> list[Row]:
 
 def peak(contestant: str, period: int, updates: int, device: str) -> float:
     """MiB that training needs at most, measured in this process."""
-    generator = torch.Generator().manual_seed(0)
-    splits = {"train": (0, 1000), "validation": (1000, 1500), "test": (1500, 2000)}
-    targets = torch.randint(0, 10, (2000,), generator=generator)
-    data = Dataset(torch.randn(2000, 784, generator=generator), targets, splits).to(device)
-    factory = lambda: models.mlp([784, 1000, 1000, 10])  # noqa: E731
-    task = supervised(data, factory, "cross_entropy", batch_size=500)
+    work = Workload(lambda: models.mlp([784, 1000, 1000, 10]), (784,), 4_000, device, batch=500)
     if contestant.startswith("plain"):
-        engine, tuned = hypergrad.no_gradient(), space()
+        loop = work.plain()
     else:
-        engine, tuned = hypergrad.neumann(5), space("lr", "weight_decay", "momentum")
-    parts = assemble(task, rule=rules.sgd(), space=tuned, engine=engine)
-    loop = stepper(parts, Plan(updates=1, steps_per_update=period))
+        loop = work.ours(hypergrad.neumann(5), space("lr", "weight_decay", "momentum"), period)
     loop(period)  # libraries allocate their own buffers at first use
     before = forget_peak(device)
     loop(period * updates)

@@ -146,6 +146,8 @@ def test_a_run_goes_on_only_on_the_device_that_it_began_on(began, options, refus
 def test_resume_auto_finds_the_newest_unfinished_run_of_the_group(tmp_path):
     whole = train(tmp_path / "runs" / "whole")
     cut = interrupted(whole, tmp_path / "runs" / "cut", update=3)
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "config.yaml").write_text("task: {")  # newer, and no config
     assert cli.train([*arguments(tmp_path / "runs" / "new"), "--resume", "auto"]) == 0
     assert_same_run(whole, cut)
     assert not (tmp_path / "runs" / "new").exists()
