@@ -13,16 +13,11 @@ at a relative error of about 1e-3 in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from hyperopt_id import derivatives, trees
-from hyperopt_id.derivatives import Gradient, Loss, gradient
+from hyperopt_id.derivatives import Curvature, Gradient, Loss, Product, gradient
 from hyperopt_id.trees import Params
-
-Product = Callable[[Params], Params]  # u -> uH
-Curvature = Callable[[Loss, Loss, Params], tuple[Gradient, Product]]
 
 
 def none(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Product]:

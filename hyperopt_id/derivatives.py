@@ -17,7 +17,6 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.trees import Params
 
-Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
 _twice: ContextVar[bool] = ContextVar("twice", default=False)
 
 
@@ -27,6 +26,11 @@ class Gradient(NamedTuple):
     value: Params
     loss: Tensor
     auxiliary: Any
+
+
+Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
+Product = Callable[[Params], Params]  # u -> uH
+Curvature = Callable[[Loss, Loss, Params], tuple[Gradient, Product]]  # made in module `curvature`
 
 
 def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gradient:

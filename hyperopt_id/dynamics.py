@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import derivatives, trees
-from hyperopt_id.derivatives import Gradient, Loss, gradient
+from hyperopt_id.derivatives import Curvature, Loss, Product, gradient
 from hyperopt_id.rules import Hyperparameters, State, UpdateRule
 from hyperopt_id.trees import Params
 
 Batch = Any
 LossFunction = Callable[[Params, Params, Batch], tuple[Tensor, tuple[Params, dict[str, Tensor]]]]
 Metrics = dict[str, Tensor]
-Curvature = Callable[[Loss, Loss, Params], tuple[Gradient, Callable[[Params], Params]]]  # see module `curvature`
 
 
 class TrainState(NamedTuple):
@@ -94,20 +93,24 @@ def make_dynamics(
 ) -> Dynamics:
     """Φ from its parts. `thin` reduces a batch to the rows that Hessian-vector products use (default: all)."""
 
+    def loss_on(batch: Batch, buffers: Params) -> Loss:
+        return lambda w: loss(w, buffers, batch)
+
     def step(z: TrainState, hyper: Hyperparameters, batch: Batch) -> tuple[TrainState, Metrics]:
-        here = gradient(lambda w: loss(w, z.buffers, batch), trees.variables(z.params))
+        here = gradient(loss_on(batch, z.buffers), trees.variables(z.params))
         params, state = rule.update(z.params, here.value, z.state, hyper)
         buffers, metrics = here.auxiliary
         return TrainState(params, buffers, state), {**metrics, "loss": here.loss}
 
     def linearize(z: TrainState, raw: Params, batch: Batch, constant_state: bool = False) -> Linearization:
         assert torch.is_grad_enabled()  # else some derivatives would silently be zero
-        few = batch if thin is None else thin(batch)
-        whole = lambda w: loss(w, z.buffers, batch)  # noqa: E731
-        thinned = whole if thin is None else lambda w: loss(w, z.buffers, few)
-        here, product = curvature(whole, thinned, z.params)
+        whole = loss_on(batch, z.buffers)
+        here, product = curvature(whole, whole if thin is None else loss_on(thin(batch), z.buffers), z.params)
         differentiate = _closed_form if constant_state and rule.derivative is not None else _recorded
-        natural = lambda learned: constrain({**raw, **learned}, z.params)  # noqa: E731
+
+        def natural(learned: Params) -> Hyperparameters:
+            return constrain({**raw, **learned}, z.params)
+
         (params, state), pull_state, pull_raw = differentiate(rule, natural, z, here.value, tuned(raw), product)
         buffers, metrics = here.auxiliary
 
@@ -134,7 +137,6 @@ def make_dynamics(
 
 
 Natural = Callable[[Params], Hyperparameters]  # tuned entries of raw -> natural values
-Product = Callable[[Params], Params]  # u -> uH
 Pulls = tuple[tuple[Params, State], Callable[[Cotangent], Cotangent], Callable[[Cotangent], Params]]
 
 

@@ -108,22 +108,7 @@ def make_update(
         pull, pull_raw = (prepare(piece, "hypergradient") for piece in (dynamics.pull, dynamics.pull_raw))
         inside = plain._replace(pull=pull, pull_raw=pull_raw)
 
-    def conclude(
-        z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
-    ) -> Proposal:
-        outcome = engine.call(inside, objective, z, raw, batches, target)
-        parameter_sum = trees.total(outcome.z.params, run_axes)
-        square = torch.zeros_like(parameter_sum)
-        if tuned := dynamics.tuned(raw):
-            hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
-            moved, meta_state = meta.update(tuned, outcome.hypergradient, meta_state, hyper)
-            raw = project({**raw, **moved})
-            # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
-            square = trees.norm(outcome.hypergradient, run_axes).square()
-        return Proposal(
-            outcome.z, raw, meta_state, outcome.metrics, outcome.objective, outcome.hypergradient, parameter_sum, square
-        )
-
+    conclude = _conclusion(inside, engine, objective, meta, project, run_axes)
     finish = prepare(conclude, "hypergradient") if engine.traceable else conclude
 
     def propose(
@@ -147,6 +132,33 @@ def make_update(
         return _settle(run, proposal, losses, step), record
 
     return update
+
+
+def _conclusion(
+    dynamics: Dynamics,
+    engine: Engine,
+    objective: Objective,
+    meta: UpdateRule,
+    project: Callable[[Params], Params],
+    run_axes: int,
+) -> Callable[..., Proposal]:
+    """Everything after the plain steps: the engine's steps, and the meta-optimizer's one."""
+
+    def conclude(
+        z: TrainState, raw: Params, meta_state: State, meta_hyper: Params, batches: Sequence[Batch], target: Batch
+    ) -> Proposal:
+        z, metrics, value, slopes = engine.call(dynamics, objective, z, raw, batches, target)
+        parameter_sum = trees.total(z.params, run_axes)
+        square = torch.zeros_like(parameter_sum)
+        if tuned := dynamics.tuned(raw):
+            hyper = {name: dict.fromkeys(tuned, value) for name, value in meta_hyper.items()}
+            moved, meta_state = meta.update(tuned, slopes, meta_state, hyper)
+            raw = project({**raw, **moved})
+            # Its square has to be finite, too: an infinite second moment would hold the hyperparameters for good.
+            square = trees.norm(slopes, run_axes).square()
+        return Proposal(z, raw, meta_state, metrics, value, slopes, parameter_sum, square)
+
+    return conclude
 
 
 def to_plain(run: Run) -> dict[str, Any]:

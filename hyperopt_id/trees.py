@@ -30,12 +30,12 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noq
     return tree
 
 
-def map_distinct(function: Callable[..., Tensor], *trees: Params) -> Params:
+def map_distinct(function: Callable[..., Tensor], *params: Params) -> Params:
     """`map` on flat trees, with one call for entries that are the same objects (under vmap, none are)."""
     results: dict[tuple[int, ...], Tensor] = {}
     found = {}
-    for key in trees[0]:
-        values = [tree[key] for tree in trees]
+    for key in params[0]:
+        values = [tree[key] for tree in params]
         same = tuple(id(value) for value in values)
         if same not in results:
             results[same] = function(*values)
@@ -127,7 +127,7 @@ def per_run(values_R: Tensor, leaf: Tensor) -> Tensor:
 def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
     """Sum of products over all leaves; the first `run_axes` axes are kept."""
     pairs = zip(leaves(left), leaves(right), strict=True)
-    return torch.stack([_rows(a * b, run_axes).sum(-1) for a, b in pairs]).sum(0)
+    return torch.stack([contract(a, b, run_axes) for a, b in pairs]).sum(0)
 
 
 def contract(left: Tensor, right: Tensor, axes: int) -> Tensor:
@@ -154,6 +154,4 @@ def total(tree: Tree, run_axes: int = 0) -> Tensor:
     """Sum of all floating-point numbers; the first `run_axes` axes are kept. It is finite iff they are, but for
     overflow."""
     numbers = [leaf.detach() for leaf in leaves(tree) if leaf.is_floating_point()]
-    if not run_axes:
-        return torch.stack([leaf.sum() for leaf in numbers]).sum()
     return torch.stack([_rows(leaf, run_axes).sum(-1) for leaf in numbers]).sum(0)

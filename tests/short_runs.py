@@ -8,6 +8,7 @@ from typing import Any
 from laws import assert_identical
 
 from hyperopt_id import checkpoint, cli
+from hyperopt_id.analysis.load import load_reports as reports
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = [
@@ -82,10 +83,6 @@ def interrupted(finished: Path, directory: Path, update: int) -> Path:
     kept = [json.dumps(line) for line in lines if line["update"] <= update + 1]
     (directory / "metrics.jsonl").write_text("".join(line + "\n" for line in kept) + '{"step": 99, "upd')
     return directory
-
-
-def reports(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def summary(directory: Path) -> dict[str, Any]:

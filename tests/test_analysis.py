@@ -93,7 +93,7 @@ def test_a_report_that_is_being_written_is_left_out(tmp_path: Path):
 
 def test_a_damaged_line_is_named(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": \n{"step": 30}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged \(.+\); remove it"):
+    with pytest.raises(ValueError, match=r"line 2 of .+metrics\.jsonl is damaged \(.+\); remove it"):
         load_reports(tmp_path)
     with pytest.raises(ValueError, match=r"is not a run directory: it has no metrics\.jsonl"):
         load_reports(tmp_path / "elsewhere")

@@ -1,17 +1,11 @@
 """The laws of the engines on a CUDA device: run them with `pytest -m gpu`."""
 
-import json
-
 import pytest
 import torch
-from short_runs import ENGINES, POPULATIONS, train
+from short_runs import ENGINES, POPULATIONS, reports, train
 
 pytestmark = pytest.mark.gpu
 DOUBLE = ["dtype=float64", "report.every=1"]
-
-
-def reports(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same(ours, theirs, tolerance):

@@ -3,11 +3,12 @@
 What is `null` in the files, a number that is not finite or one of a run that has diverged, is NaN in arrays.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from hyperopt_id.telemetry import read_json, records
 
 
 class Result(NamedTuple):
@@ -29,31 +30,20 @@ class Result(NamedTuple):
 
 def load_result(directory: str | Path) -> Result:
     """The summary of a finished run; a ValueError for a directory without one."""
-    path = Path(directory) / "summary.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} holds no finished run: there is no summary.json")
-    summary: dict[str, Any] = json.loads(path.read_text())
+    summary = read_json(Path(directory) / "summary.json")
+    if summary is None:
+        raise ValueError(f"{directory} holds no finished run: there is no summary.json that can be read")
     final, best = ({k: _numbers(v) for k, v in summary[key].items()} for key in ("final", "best_validation"))
     return Result(Path(directory).name, final, best, np.array(summary["diverged"]), summary["seconds"])
 
 
 def load_reports(directory: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, of a run that may still be going on.
-
-    A last line without an end is a report that is being written, and left out. A ValueError says which line is damaged.
-    """
+    """The reports in `metrics.jsonl`, of a run that may still be going on."""
     path = Path(directory) / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{directory} is not a run directory: it has no metrics.jsonl")
-    reports = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            reports.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is damaged ({error.msg}); remove it to read the others") from error
-    return reports
+    with path.open("rb") as metrics:
+        return [report for report, _ in records(metrics)]
 
 
 def _numbers(values: Any) -> np.ndarray:

@@ -70,7 +70,6 @@ def assemble(
     meta_space = meta_space or adam_space(0.05)
     _check_names("space", space, rule)
     _check_names("meta_space", meta_space, meta)
-    lift = partial(population.lift, how=how)
     curvature = pick_curvature(curvature, engine, task, seeds[0])
     dynamics, objective = _lifted(task, rule, space, curvature, sub_batch, execution)
     update = population.make_update(
@@ -83,28 +82,22 @@ def assemble(
         prepare=_preparation(execution, watch, device),
     )
 
-    def start() -> Run:
-        return trees.stack([_member(task, rule, space, meta, meta_space, seed, sample) for seed in seeds])
-
-    def hyper(run: Run) -> dict[str, Any]:
-        natural = dynamics.constrain(run.raw, run.z.params)
-        return {name: _reported(space, name, values) for name, values in natural.items()}
-
+    member = partial(_member, task, rule, space, meta, meta_space, sample)
     return Parts(
-        start,
-        update,
-        lift(task.evaluate),
-        hyper,
-        _by_name,
-        population.Feed(task.batches, how),
-        engine.window,
-        list(seeds),
-        population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
-        how,
-        device,
-        execution.compile,
-        watch,
-        task.sizes,
+        start=lambda: trees.stack([member(seed) for seed in seeds]),
+        update=update,
+        evaluate=population.lift(task.evaluate, how),
+        hyper=partial(_natural, dynamics, space),
+        hypergradient=_by_name,
+        batches=population.Feed(task.batches, how),
+        window=engine.window,
+        seeds=list(seeds),
+        members=population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
+        lift=how,
+        device=device,
+        compiled=execution.compile,
+        stopwatch=watch,
+        sizes=task.sizes,
     )
 
 
@@ -157,7 +150,7 @@ def _check_names(what: str, space: Space, rule: UpdateRule) -> None:
 
 
 def _member(
-    task: Task, rule: UpdateRule, space: Space, meta: UpdateRule, meta_space: Space, seed: int, sample: bool
+    task: Task, rule: UpdateRule, space: Space, meta: UpdateRule, meta_space: Space, sample: bool, seed: int
 ) -> Run:
     """The initial state of one run; every random number in it is a function of `seed`."""
     params, buffers = task.init(seed)
@@ -216,10 +209,11 @@ def _preparation(execution: Execution, watch: Stopwatch, device: torch.device) -
     return prepare
 
 
-def _reported(space: Space, name: str, values: Params) -> Any:
-    """A single number where all parameters share it, else one for each parameter tensor."""
-    shared = not {"tensor", "element"} & set(space.hypers[name].tune)
-    return next(iter(values.values())) if shared else values
+def _natural(dynamics: Dynamics, space: Space, run: Run) -> dict[str, Any]:
+    """Natural values to report: a single number where all parameters share it, else one for each parameter tensor."""
+    fine = {name for name, hyper in space.hypers.items() if {"tensor", "element"} & set(hyper.tune)}
+    natural = dynamics.constrain(run.raw, run.z.params)
+    return {k: values if k in fine else next(iter(values.values())) for k, values in natural.items()}
 
 
 def _by_name(slopes: Params) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from hyperopt_id.telemetry.directory import (
     first_device,
     is_finished,
     keep_until,
+    read_json,
+    records,
     remove_traces,
     write_json,
 )
@@ -32,7 +34,7 @@ from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
 from hyperopt_id.telemetry.progress import Progress, logger
 
-__all__ = ["Telemetry", "as_json", "first_device", "is_finished", "measure"]
+__all__ = ["Telemetry", "as_json", "first_device", "is_finished", "measure", "read_json", "records"]
 
 
 class Telemetry:

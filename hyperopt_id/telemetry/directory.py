@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -70,20 +71,26 @@ def _lock(metrics: IO[bytes], directory: Path) -> None:
         ) from None
 
 
+def records(metrics: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every report of ``metrics.jsonl`` and the length of its line. A last line without an end is a report that was not
+    written to its end, and left out; a ``ValueError`` says which line before it is damaged."""
+    for number, line in enumerate(metrics, start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield json.loads(line), len(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {metrics.name} is damaged ({error}); remove it to go on") from error
+
+
 def keep_until(metrics: IO[bytes], update: int) -> dict[str, Any] | None:
     """Drop the reports after ``update`` and a half-written last line; return the last report that stays."""
     last, end = None, 0
     metrics.seek(0)
-    for number, line in enumerate(metrics, start=1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {metrics.name} is damaged ({error}); remove it to resume") from error
+    for record, length in records(metrics):
         if record["update"] > update:
             break
-        last, end = record, end + len(line)
+        last, end = record, end + length
     metrics.truncate(end)
     metrics.seek(0, os.SEEK_END)
     return last

@@ -7,36 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from user_modules import DATA, Net, regression
 
-from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.functional import FunctionalModule
-from hyperopt_id.tasks.task import Batch, Task, supervised
-
-GENERATOR = torch.Generator().manual_seed(0)
-DATA = Dataset(
-    torch.randn(20, 4, generator=GENERATOR),
-    torch.randn(20, generator=GENERATOR),
-    {"train": (0, 10), "validation": (10, 15), "test": (15, 20)},
-)
-
-
-def regression(factory: Callable[[], nn.Module]) -> Task:
-    return supervised(DATA, factory, "mse", 5)
+from hyperopt_id.tasks.task import Batch
 
 
 def batch(first: int = 0) -> Batch:
     return Batch(torch.arange(first, first + 5), torch.tensor(0), "train")
-
-
-class Net(nn.Module):
-    """A linear map of 4 numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.linear(inputs)
 
 
 class Half(Net):

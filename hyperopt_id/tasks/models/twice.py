@@ -67,7 +67,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
         plain = self.bias is None and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if not plain or not wanted(input):
             return super().forward(input)
@@ -87,12 +87,12 @@ def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor | No
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
         y = _batch_norm(self, input)
         return super().forward(input) if y is None else y
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
         y = _batch_norm(self, input)
         return super().forward(input) if y is None else y
