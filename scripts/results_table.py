@@ -13,24 +13,31 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from measuring import Row, markdown
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that is not installed
 
 from hyperopt_id.analysis.load import load_result
 from hyperopt_id.analysis.statistics import estimate
 
-COLUMNS = ("run", "starts", "mean", "median", "best", "worst", "diverged", "seconds", "of it compiling")
 
-
-def row(directory: Path, metric: str) -> list[str]:
+def row(directory: Path, metric: str) -> Row:
     """The cells of one finished run."""
     result = load_result(directory)
     values = result.metric(metric)
-    mean, median = (str(estimate(values, statistic)) for statistic in (np.mean, np.median))
     kept = values[~np.isnan(values)]
-    extremes = [f"{value:.3g}" for value in (kept.min(), kept.max())] if len(kept) else ["–", "–"]
-    spent = [f"{result.seconds[part]:.0f}" for part in ("total", "compile")]
-    return [result.name, str(len(values)), mean, median, *extremes, str(result.diverged.sum()), *spent]
+    best, worst = (f"{value:.3g}" for value in (kept.min(), kept.max())) if len(kept) else ("–", "–")
+    return {
+        "run": result.name,
+        "starts": len(values),
+        "mean": estimate(values, np.mean),
+        "median": estimate(values, np.median),
+        "best": best,
+        "worst": worst,
+        "diverged": result.diverged.sum(),
+        "seconds": round(result.seconds["total"]),
+        "of it compiling": round(result.seconds["compile"]),
+    }
 
 
 def main() -> None:
@@ -42,8 +49,7 @@ def main() -> None:
         rows = [row(directory, options.metric) for directory in options.runs]
     except ValueError as error:
         parser.error(str(error))
-    for cells in (list(COLUMNS), ["---"] * len(COLUMNS), *rows):
-        print("| " + " | ".join(cells) + " |")
+    print(*markdown(rows), sep="\n")
 
 
 if __name__ == "__main__":
