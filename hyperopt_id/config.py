@@ -30,6 +30,7 @@ SILENT = (  # what does not determine the numbers of a run
     "inner.steps",  # said by inner.updates
     "report.checkpoint_every",
     "report.keep",
+    "report.trace_every",
     "log",
     "threads",
     "data_root",

@@ -6,6 +6,7 @@ is allowed, how to fix it.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from hyperopt_id import config_task_checks
@@ -30,7 +31,7 @@ AT_LEAST_ONE = (
     "task.model.heads",
     "threads",
 )
-NOT_NEGATIVE = ("seed", "meta.lr")
+NOT_NEGATIVE = ("seed", "meta.lr", "report.trace_every")
 POSITIVE = ("inner.clip_norm", "meta.eps", "hypergradient.curvature.epsilon")
 BELOW_ONE = (  # in [0, 1)
     "task.validation_fraction",
@@ -48,6 +49,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _inner(config)
     for name, hyper in config.space.items():
         yield from _hyper(f"space.{name}", hyper, config.population.samples)
+    yield from _starts(config)
     yield from _hypergradient(config)
     yield from _meta(config)
 
@@ -134,6 +136,25 @@ def _sample(key: str, hyper: HyperConfig, sample: tuple[float, float], drawn: bo
             (f"{key}.sample", f"{key}.bounds"),
             f"given [{low}, {high}], outside {key}.bounds = {list(hyper.bounds)}; change one of them",
         )
+
+
+def _starts(config: Config) -> Iterator[Problem]:
+    """`population.start` holds for every run a value that it could have as `space.<name>.init`."""
+    for name, values in config.population.start.items():
+        key, runs = f"population.start.{name}", config.population.runs
+        if name not in config.space:
+            known = ", ".join(config.space)
+            yield (key, "inner.rule"), f"inner.rule = {config.inner.rule} has {known}, but not {name}"
+            continue
+        if len(values) != runs:
+            text = f"given {len(values)} values for population.runs = {runs}; give each run one"
+            yield (key, "population.runs"), text
+        for value in values:
+            for _, text in _hyper(
+                f"space.{name}", replace(config.space[name], init=value, sample="none"), samples=False
+            ):
+                yield (key,), text
+                return
 
 
 def _hypergradient(config: Config) -> Iterator[Problem]:

@@ -121,6 +121,11 @@ def _match(kind: Any, value: Any) -> tuple[bool, Any]:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         parts = [_match(item_kind, item) for item_kind, item in zip(kinds, value, strict=False)]
         return len(kinds) == len(value) and all(ok for ok, _ in parts), tuple(part for _, part in parts)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return False, None
+        parts = {name: _match(arguments[1], item) for name, item in value.items()}
+        return all(ok for ok, _ in parts.values()), {name: part for name, (_, part) in parts.items()}
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
         return number, float(value) if number else None
@@ -137,6 +142,8 @@ def _allowed(kind: Any) -> str:
         if arguments[-1] is Ellipsis:
             return f"a list, each entry {_allowed(arguments[0])}"
         return f"a list of {len(arguments)}, each {_allowed(arguments[0])}"
+    if origin is dict:
+        return f"a mapping, each entry {_allowed(arguments[1])}"
     if is_dataclass(kind):
         return "{" + ", ".join(f"{f.name}: ..." for f in fields(kind)) + "}"
     return {

@@ -189,6 +189,7 @@ class PopulationConfig:
     sample: bool | None = None  # draw starting hyperparameters from the `sample` ranges; None: when runs > 1
     lift: Literal["auto", "vmap", "loop"] = "auto"
     chunk: int = 32  # runs lifted together
+    start: dict[str, tuple[float, ...]] = field(default_factory=dict)  # starting values of each run, natural units
 
     @property
     def samples(self) -> bool:
@@ -201,6 +202,7 @@ class ReportConfig:
     every: int | None = None  # hyper-updates between reports; None: about 100 reports
     checkpoint_every: int | None = None  # hyper-updates between checkpoints; None: about 20 a run
     keep: int = 10  # checkpoints kept
+    trace_every: int | None = None  # hyper-updates between rows of the trace, 0: none; None: 1 while it is small
     splits: tuple[SplitName, ...] = ("validation", "test")
 
 

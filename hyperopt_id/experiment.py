@@ -9,7 +9,7 @@ position, so the state of a run and the number of hyper-updates are all that a r
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,60 +17,10 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import checkpoint, population, runtime, trees
-from hyperopt_id.dynamics import Batch
-from hyperopt_id.population import Lift, Record, Run
-from hyperopt_id.runtime import Stopwatch
+from hyperopt_id.experiment_plan import Parts, Plan
+from hyperopt_id.population import Record, Run
 from hyperopt_id.telemetry import Telemetry, as_json, measure
-from hyperopt_id.trees import Params
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of, as functions; `build.assemble` makes them.
-
-    start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
-    split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
-    hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
-    takes itself. seeds: one for each member. device: where all of it lives. sizes: rows of each split; empty if
-    unknown.
-    """
-
-    start: Callable[[], Run]
-    update: population.Update
-    evaluate: Callable[[Params, Params, str], dict[str, Tensor]]
-    hyper: Callable[[Run], dict[str, Any]]
-    hypergradient: Callable[[Params], dict[str, Any]]
-    batches: Callable[[str, Sequence[int], int, int], list[Batch]]
-    window: int
-    seeds: Sequence[int]
-    members: Sequence[Sequence[int]]
-    lift: Lift
-    device: torch.device
-    compiled: bool = False
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and on what. `objective` is "validation", or "training" for the next training batch; `reset` puts the
-    weights back to their initial values after every hyper-update but the last. Periods are in hyper-updates."""
-
-    updates: int
-    steps_per_update: int = 10
-    train_split: str = "train"
-    objective: str = "validation"
-    reset: bool = False
-    report_every: int = 1
-    report_splits: Sequence[str] = ("validation", "test")
-    checkpoint_every: int = 0  # 0: never
-    keep: int = 10
-
-    def __post_init__(self) -> None:
-        if min(self.updates, self.steps_per_update, self.report_every) < 1:
-            raise ValueError(f"a plan needs updates, steps_per_update and report_every of at least 1, but it is {self}")
-        if self.objective not in ("validation", "training"):
-            raise ValueError(f"the objective is validation or training, not {self.objective!r}")
+from hyperopt_id.telemetry.trace import open_trace
 
 
 def run(
@@ -91,12 +41,14 @@ def run(
     _check_splits(parts, plan)
     progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
     starting = _Progress.begin(parts).chunks if plan.reset else None
+    trace = _tracer(parts, plan, progress, telemetry)
     on_threads = parts.compiled and parts.device.type == "cpu"
     with runtime.shared_out(len(parts.members) if on_threads else 1) as each:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
             progress.update = update + 1
+            trace()
             last = progress.update == plan.updates
             if last or progress.update % plan.report_every == 0:
                 _report(parts, plan, progress, records, telemetry)
@@ -177,12 +129,15 @@ class _Progress:
         now = {"total": time.perf_counter() - began, **parts.stopwatch.seconds}
         return {name: seconds + self.seconds.get(name, 0.0) for name, seconds in now.items()}
 
+    def hyper(self, parts: Parts) -> dict[str, Any]:
+        """Natural values of all runs, [R] or {parameter: [R, ...]}."""
+        return population.join([parts.hyper(chunk) for chunk in self.chunks], len(parts.seeds), parts.lift)
+
     def summary(self, parts: Parts, began: float) -> dict[str, Any]:
         runs = len(parts.seeds)
         whole = population.join(self.chunks, runs, parts.lift)
         lost = whole.diverged_at >= 0
-        joined = population.join([parts.hyper(chunk) for chunk in self.chunks], runs, parts.lift)
-        hyper = {name: _failed(value, lost) for name, value in joined.items()}
+        hyper = {name: _failed(value, lost) for name, value in self.hyper(parts).items()}
         return {
             "final": self.final,
             "best_validation": self.best,
@@ -192,6 +147,22 @@ class _Progress:
             "hyper": {name: as_json(measure(value, runs), single=False) for name, value in hyper.items()},
             "seconds": self.spent(parts, began),
         }
+
+
+def _tracer(parts: Parts, plan: Plan, progress: _Progress, telemetry: Telemetry | None) -> Callable[[], None]:
+    """Writes the present hyperparameters into the trace, now and at every call."""
+    if telemetry is None:
+        return lambda: None
+    hyper = progress.hyper(parts)
+    trace = open_trace(telemetry.directory, hyper, plan.updates, plan.steps_per_update, plan.trace_every)
+    trace.write(progress.update, hyper)
+
+    def write() -> None:
+        if trace.due(progress.update):
+            with parts.stopwatch.measure("logging"):
+                trace.write(progress.update, progress.hyper(parts))
+
+    return write
 
 
 def _report(parts: Parts, plan: Plan, progress: _Progress, records: list[Record], telemetry: Telemetry | None) -> None:

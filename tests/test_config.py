@@ -189,6 +189,16 @@ def test_none_switches_limits_off(tmp_path):
     assert shipped(*HDLR, overrides=(*off, "space.lr=null", "space.lr.bounds=null")).space["lr"].bounds == (1e-10, 1.0)
 
 
+def test_starts_are_the_natural_values_that_each_run_begins_with(tmp_path):
+    given = ("population.runs=2", "population.start={lr: [0.1, 1e-3]}", "population.start.momentum=[0, 0.5]")
+    config = shipped(*HDLR, overrides=given)
+    assert config.population.start == {"lr": (0.1, 0.001), "momentum": (0.0, 0.5)}
+    assert load([write(tmp_path, "config.yaml", dump(config))]) == config
+    drawn = starting_values(shipped(*HDLR, overrides=("population.runs=2",)))
+    assert starting_values(config) == {**drawn, "lr": [0.1, 0.001], "momentum": [0.0, 0.5]}
+    assert config_hash(config) != config_hash(shipped(*HDLR, overrides=given[:2]))
+
+
 def test_naming_another_model_forgets_the_options_of_the_one_before(tmp_path):
     mine = write(tmp_path, "mine.yaml", "task: {model: {sizes: [64, 7, 10], dropout: 0.2, batch_norm: true}}")
     files = [CONFIGS / "digits.yaml", mine]

@@ -17,6 +17,7 @@ LAYERS = (  # a name stands for a module, for the files of a package, and for si
     "experiment analysis optim",
     "config",
     "build",  # turns the dataclasses of config into parts, so it stands on config
+    "launch",
     "cli",
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names.split()}

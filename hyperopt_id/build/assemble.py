@@ -6,7 +6,7 @@ Objects in, functions out: nothing here knows a config or looks anything up by n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,12 +52,14 @@ def assemble(
     sub_batch: float = 1.0,
     seeds: Sequence[int] = (0,),
     sample: bool = False,
+    starts: Sequence[Mapping[str, float]] | None = None,
     execution: Execution | None = None,
 ) -> Parts:
     """The parts of R = len(seeds) runs of `task`, each trained by `rule` with the hyperparameters in `space`.
 
     `meta` (default Adam) moves the raw hyperparameters along `engine`'s hypergradients, with its own hyperparameters
-    in `meta_space` (default lr 0.05). `sample` draws starting values from the spaces instead of their `init`.
+    in `meta_space` (default lr 0.05). Hyperparameters start at their `init`, with `sample` at values drawn from the
+    spaces; `starts` has the natural values of those runs that start elsewhere, by name, a mapping for each of `seeds`.
     `curvature` None takes exact products where the loss can be differentiated twice, else finite differences, and logs
     which; `sub_batch` is the fraction of a batch that they use.
 
@@ -82,9 +84,9 @@ def assemble(
         prepare=_preparation(execution, watch, device),
     )
 
-    member = partial(_member, task, rule, space, meta, meta_space, sample)
+    begin = partial(_member, task, rule, space, meta, meta_space, sample)
     return Parts(
-        start=lambda: trees.stack([member(seed) for seed in seeds]),
+        start=lambda: trees.stack(list(map(begin, seeds, starts or [{}] * len(seeds)))),
         update=update,
         evaluate=population.lift(task.evaluate, how),
         hyper=partial(_natural, dynamics, space),
@@ -150,11 +152,18 @@ def _check_names(what: str, space: Space, rule: UpdateRule) -> None:
 
 
 def _member(
-    task: Task, rule: UpdateRule, space: Space, meta: UpdateRule, meta_space: Space, sample: bool, seed: int
+    task: Task,
+    rule: UpdateRule,
+    space: Space,
+    meta: UpdateRule,
+    meta_space: Space,
+    sample: bool,
+    seed: int,
+    start: Mapping[str, float],
 ) -> Run:
     """The initial state of one run; every random number in it is a function of `seed`."""
     params, buffers = task.init(seed)
-    raw = space.init(params, space.draw(seed) if sample else None)
+    raw = space.init(params, {**(space.draw(seed) if sample else {}), **start})
     tuned = space.tuned(raw)
     like = next(iter(params.values()))
     own = meta_space.draw(seed)  # a hyperparameter without a range is drawn as its `init`

@@ -37,19 +37,24 @@ ENGINES: dict[str, Callable[[Config], Engine]] = {
 SECONDS_WORTH_COMPILING = 60.0  # of eager training: compiling takes 10 to 30 seconds, and saves about half
 
 
-def from_config(config: Config, *, compiled: bool | None = None) -> tuple[Parts, Plan]:
-    """Parts and plan of the run that a config describes. `compiled` repeats the decision of an earlier start."""
+def from_config(
+    config: Config, *, compiled: bool | None = None, engine: Callable[[Task], Engine] | None = None
+) -> tuple[Parts, Plan]:
+    """Parts and plan of the run that a config describes. `compiled` repeats the decision of an earlier start; `engine`
+    makes another engine than the config names."""
     device = pick_device(config.device)
     task = build_task(config, device)
-    seeds, engine = run_seeds(config), ENGINES[config.hypergradient.engine](config)
+    seeds = run_seeds(config)
+    chosen = engine(task) if engine is not None else ENGINES[config.hypergradient.engine](config)
     common: dict[str, Any] = {
         "rule": build_rule(config),
         "space": build_space(config),
-        "engine": engine,
-        "curvature": _curvature(config, task, engine),
+        "engine": chosen,
+        "curvature": _curvature(config, task, chosen),
         "sub_batch": config.hypergradient.curvature.sub_batch,
         "seeds": seeds,
         "sample": config.population.samples,
+        "starts": given_starts(config),
         **_meta(config),
     }
     plan = build_plan(config)
@@ -90,7 +95,15 @@ def starting_values(config: Config) -> dict[str, list[float]]:
     """The natural value that each member's hyperparameters start at, by name."""
     space, draws = build_space(config), config.population.samples
     starts = [space.draw(seed) if draws else {n: h.init for n, h in space.hypers.items()} for seed in run_seeds(config)]
-    return {name: [start[name] for start in starts] for name in space.hypers}
+    return {name: [start[name] for start in starts] for name in space.hypers} | {
+        name: list(values) for name, values in config.population.start.items()
+    }
+
+
+def given_starts(config: Config) -> list[dict[str, float]]:
+    """What the config states of each member's starting values."""
+    given = config.population.start
+    return [{name: values[member] for name, values in given.items()} for member in range(config.population.runs)]
 
 
 def _meta(config: Config) -> dict[str, Any]:
@@ -119,8 +132,10 @@ def _execution(config: Config) -> Execution:
 
 
 def build_plan(config: Config) -> Plan:
-    """Without validation rows, nothing is reported of them; without need for their batches, none is drawn."""
+    """Without validation rows, nothing is reported of them; without need for their batches, none is drawn; the trace of
+    hyperparameters that stay what they are is one row."""
     inner, report, updates = config.inner, config.report, config.inner.total_updates
+    fixed = not any(hyper.tune for hyper in config.space.values())
     return Plan(
         updates,
         inner.steps_per_update,
@@ -131,6 +146,7 @@ def build_plan(config: Config) -> Plan:
         [split for split in report.splits if split != "validation" or config.task.has_validation],
         report.checkpoint_every or max(1, updates // 20),
         report.keep,
+        updates if fixed and report.trace_every is None else report.trace_every,
     )
 
 

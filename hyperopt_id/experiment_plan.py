@@ -1,0 +1,64 @@
+"""What the loop is given: the parts of a run, as functions, and how long and on what they work."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import population
+from hyperopt_id.dynamics import Batch
+from hyperopt_id.population import Lift, Run
+from hyperopt_id.runtime import Stopwatch
+from hyperopt_id.trees import Params
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, as functions; `build.assemble` makes them.
+
+    start: () -> the initial Run of all R members. update: one hyper-update of a chunk. evaluate: (params, buffers,
+    split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
+    hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
+    takes itself. seeds: one for each member. device: where all of it lives. sizes: rows of each split; empty if
+    unknown.
+    """
+
+    start: Callable[[], Run]
+    update: population.Update
+    evaluate: Callable[[Params, Params, str], dict[str, Tensor]]
+    hyper: Callable[[Run], dict[str, Any]]
+    hypergradient: Callable[[Params], dict[str, Any]]
+    batches: Callable[[str, Sequence[int], int, int], list[Batch]]
+    window: int
+    seeds: Sequence[int]
+    members: Sequence[Sequence[int]]
+    lift: Lift
+    device: torch.device
+    compiled: bool = False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what. `objective` is "validation", or "training" for the next training batch; `reset` puts the
+    weights back to their initial values after every hyper-update but the last. Periods are in hyper-updates."""
+
+    updates: int
+    steps_per_update: int = 10
+    train_split: str = "train"
+    objective: str = "validation"
+    reset: bool = False
+    report_every: int = 1
+    report_splits: Sequence[str] = ("validation", "test")
+    checkpoint_every: int = 0  # 0: never
+    keep: int = 10
+    trace_every: int | None = None  # 0: no trace; None: as often as fits (see `telemetry.trace`)
+
+    def __post_init__(self) -> None:
+        if min(self.updates, self.steps_per_update, self.report_every) < 1:
+            raise ValueError(f"a plan needs updates, steps_per_update and report_every of at least 1, but it is {self}")
+        if self.objective not in ("validation", "training"):
+            raise ValueError(f"the objective is validation or training, not {self.objective!r}")
