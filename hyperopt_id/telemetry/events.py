@@ -19,12 +19,13 @@ from typing import IO, Any
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hyperopt_id.telemetry.measure import SHARES, Elements, Measured, Series, quantiles
 
 MEMBERS = 32
+RESULTS = ("Loss/", "Accuracy/", "Unnormalised_Loss/", "Perplexity/")  # the metrics of the HPARAMS tab
 _GROUPS = {"unnormalized_loss": "Unnormalised_Loss", "hyper": "Hyperparameter"}
 
 
@@ -59,15 +60,21 @@ class Board:
         else:
             names = [f"member_{member:02d}" for member in range(runs)]
         self._files = [_EventFile(directory / name, purge_step) for name in names]
+        self._config, self._initial = dict(_flat(config)), list(initial)
+        self._described = False
         for position, file in enumerate(self._files):
             own = {
                 name: quantiles(np.asarray(values))[position] if self._summarized else values[position]
                 for name, values in initial.items()
             }
-            file.write(0, [_session_start({**dict(_flat(config)), **own})])
+            file.write(0, [_session_start({**self._config, **own})])
 
     def write(self, step: int, measured: Mapping[str, Measured]) -> None:
         series = [(label, value) for name, value in measured.items() for label, value in _leaves(tag(name), value)]
+        if not self._described:  # the first report says which results there are
+            results = [label for label, _ in series if label.startswith(RESULTS)]
+            self._files[0].write(0, [_experiment(self._config, self._initial, results)])
+            self._described = True
         if self._summarized:
             over = [(label, quantiles(_center(value))) for label, value in series]
             for q, file in enumerate(self._files):
@@ -154,6 +161,21 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bo
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _experiment(config: Mapping[str, Any], initial: list[str], results: list[str]) -> Summary.Value:
+    """Columns of the HPARAMS tab, the first of which are shown unasked: what tells runs apart, and their results."""
+    first = {"algorithm": str, **dict.fromkeys(initial, float)}
+    kinds = {**first, **{name: type(value) for name, value in config.items() if name not in first}}
+    types = {str: api_pb2.DATA_TYPE_STRING, bool: api_pb2.DATA_TYPE_BOOL}
+    described = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=types.get(kind, api_pb2.DATA_TYPE_FLOAT64), differs=name in first)
+            for name, kind in kinds.items()
+        ],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=result)) for result in results],
+    )
+    return _plugin_value(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=described))
 
 
 def _session_start(hyperparameters: Mapping[str, Any]) -> Summary.Value:
