@@ -97,17 +97,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.fixture
 def tensorboard(tmp_path: Path) -> Iterator[str]:
     """The address of a TensorBoard over tmp_path, on a free port."""
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(tmp_path),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-    ]
+    server = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen([*server, "--logdir", str(tmp_path)], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         said = []
