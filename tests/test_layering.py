@@ -14,16 +14,18 @@ LAYERS = (  # a name stands for a module, for the files of a package, and for si
     "dynamics curvature",
     "hypergrad es",
     "population runtime meta telemetry checkpoint",
+    "experiment_plan",  # what the loop is given, by whatever makes it
     "experiment analysis optim",
     "config",
     "build",  # turns the dataclasses of config into parts, so it stands on config
     "launch",
+    "replay",
     "cli",
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
 HOMES = {  # library: the only places that may import it
     "yaml": ("hyperopt_id/config",),
-    "tensorboard": ("hyperopt_id/telemetry/events.py", "hyperopt_id/analysis/load.py"),
+    "tensorboard": ("hyperopt_id/telemetry/events.py", "hyperopt_id/analysis/load"),
     "torch.utils.tensorboard": (),
     "torch.utils._pytree": ("hyperopt_id/trees.py",),
     "torch.utils.pytree": ("hyperopt_id/trees.py",),

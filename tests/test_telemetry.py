@@ -151,9 +151,10 @@ def test_zero_dimensional_tensors_are_shared_numbers(tmp_path: Path):
 
 
 def test_a_run_directory_tells_where_it_came_from(tmp_path: Path):
-    start(tmp_path).close()
+    start(tmp_path, initial={"lr": torch.tensor([0.1], dtype=torch.float64)}).close()
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG | {"start": {"lr": [0.1]}}
     assert environment["device"] == "cpu"
     assert environment["pid"] == os.getpid()
     assert environment["versions"]["torch"] == str(torch.__version__)
@@ -161,6 +162,7 @@ def test_a_run_directory_tells_where_it_came_from(tmp_path: Path):
     start(tmp_path, resume_at=0, config_text="").close()
     again = json.loads((tmp_path / "environment.json").read_text())
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+    assert json.loads((tmp_path / "config.json").read_text())["start"] == {"lr": [0.1]}
     assert again["previous"] == [environment]
 
 

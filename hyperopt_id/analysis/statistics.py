@@ -1,37 +1,142 @@
 r"""Statistics over runs, with the uncertainty that comes from their number.
 
-An estimate of a statistic s over N runs is \(s(x_1, \dots, x_N)\); its uncertainty is the standard deviation of
+An estimate of a statistic s over N runs is \(s(x_1, \dots, x_N)\); its uncertainty comes from the values of
 \(s(x_{i_1}, \dots, x_{i_N})\) over resamples in which every \(i\) is drawn from 1..N: the bootstrap (Efron 1979), with
 1000 resamples as in arXiv 2110.10461. Runs that failed, which are NaN, are left out; count them beside it.
+
+**Batches.** Of every B runs, the one with the lowest final validation loss is kept ("Random (3-batched)", B = 3). Over
+all sets of B different runs out of N, the run with r runs of lower loss is kept in \(\binom{N-1-r}{B-1}\) of
+\(\binom{N}{B}\) of them: those are its share. A statistic of the batches is one of the runs weighted by their shares,
+and a resample draws \(\lfloor N/B \rfloor\) batches, each of B different runs.
 """
 
 from collections.abc import Callable
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 1000
-Statistic = Callable[..., np.ndarray]  # (values, axis) -> values without that axis
+LEVEL = 0.95
+SMALLEST = 1e-4  # that is written without an exponent
+Statistic = Callable[..., np.ndarray]  # (values, axis) -> values without that axis; also `weights` where shares differ
 
 
 class Estimate(NamedTuple):
-    """A statistic of N values, and its standard deviation over resamples; NaN where there is no value."""
+    """A statistic of N values, its standard deviation over resamples, and the bounds between which 95 % of them lie;
+    NaN where there is no value."""
 
     value: float
     deviation: float
+    low: float
+    high: float
 
     def __str__(self) -> str:
         """Three digits of the value, and as many decimals of its deviation."""
         if np.isnan(self.value):
             return "–"
+        if 0.0 < abs(self.value) < SMALLEST:
+            return f"{self.value:.2e} ± {self.deviation:.1e}"
         decimals = 2 if self.value == 0 else max(0, 2 - int(np.floor(np.log10(abs(self.value)))))
         return f"{self.value:.{decimals}f} ± {self.deviation:.{decimals}f}"
 
 
-def estimate(values: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The statistic of the values [N] that are not NaN. Repeatable: resamples follow from `seed`."""
-    kept = values[~np.isnan(values)]
+UNKNOWN = Estimate(*[float("nan")] * 4)
+
+
+def estimate(
+    values: np.ndarray,
+    statistic: Statistic,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    *,
+    weights: np.ndarray | None = None,
+    batch: int = 3,
+) -> Estimate:
+    """The statistic of the values [N] that are not NaN. With the `weights` of `shares_of_batches`, resamples are of
+    batches. Repeatable: resamples follow from `seed`."""
+    there = ~np.isnan(values)
+    if weights is not None:
+        there &= weights > 0.0
+    kept, generator = values[there], np.random.default_rng(seed)
     if not len(kept):
-        return Estimate(float("nan"), float("nan"))
-    drawn = kept[np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))]
-    return Estimate(float(statistic(kept, axis=0)), float(np.std(statistic(drawn, axis=1))))
+        return UNKNOWN
+    if weights is None:
+        drawn = kept[generator.integers(len(kept), size=(resamples, len(kept)))]
+        return _estimate(float(statistic(kept, axis=0)), statistic(drawn, axis=1))
+    shares = weights[there] / weights[there].sum()
+    batches = max(1, round(len(values) // batch * weights[there].sum()))
+    drawn = kept[generator.choice(len(kept), size=(resamples, batches), p=shares)]
+    return _estimate(float(statistic(kept, axis=0, weights=shares)), statistic(drawn, axis=1))
+
+
+def estimate_selected(validation: np.ndarray, test: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The test value [N] of the run whose validation loss [N] is lowest, among the runs that have both."""
+    there = ~np.isnan(validation) & ~np.isnan(test)
+    losses, values = validation[there], test[there]
+    if not len(values):
+        return UNKNOWN
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    chosen = np.take_along_axis(drawn, losses[drawn].argmin(axis=1)[:, None], axis=1)[:, 0]
+    return _estimate(float(values[losses.argmin()]), values[chosen])
+
+
+def mean(values: np.ndarray, axis: int = 0, weights: np.ndarray | None = None) -> np.ndarray:
+    return np.average(values, axis=axis, weights=weights)
+
+
+def median(values: np.ndarray, axis: int = 0, weights: np.ndarray | None = None) -> np.ndarray:
+    return np.median(values, axis=axis) if weights is None else quantiles(values, [0.5], weights)[0]
+
+
+def lowest(values: np.ndarray, axis: int = 0, weights: np.ndarray | None = None) -> np.ndarray:
+    return np.min(values, axis=axis)
+
+
+def shares_of_batches(validation: np.ndarray, batch: int) -> np.ndarray:
+    """[N]: how likely a run is the one that is kept of a random batch. Runs without a validation loss rank last."""
+    count = len(validation)
+    order = np.argsort(validation, kind="stable")  # NaN last
+    shares = np.empty(count)
+    shares[order] = [comb(count - 1 - rank, batch - 1) / comb(count, batch) for rank in range(count)]
+    return shares
+
+
+def quantiles(values: np.ndarray, shares: list[float], weights: np.ndarray | None = None) -> np.ndarray:
+    """[Q, ...] over the first axis of the values [N, ...]. NaN ranks last: a run that failed is worse than any other,
+    and a quantile that falls on it is NaN. Equal shares: on straight lines between neighbors. Weighted: the smallest
+    value with at least that share of the weight at or below it, or halfway to the next where it is met exactly."""
+    order = np.argsort(values, axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    if weights is None:
+        positions = np.array(shares) * (len(values) - 1)
+        low, high = np.floor(positions).astype(int), np.ceil(positions).astype(int)
+        between = (positions - low).reshape(-1, *[1] * (values.ndim - 1))
+        return np.where(between == 0.0, ordered[low], ordered[low] + between * (ordered[high] - ordered[low]))
+    reached = np.cumsum(weights[order], axis=0) / weights.sum()
+    found = []
+    for share in shares:
+        low = (reached < share - 1e-12).sum(axis=0, keepdims=True)
+        high = np.minimum((reached <= share + 1e-12).sum(axis=0, keepdims=True), len(values) - 1)
+        pair = [np.take_along_axis(ordered, place, axis=0)[0] for place in (low, np.maximum(low, high))]
+        found.append((pair[0] + pair[1]) / 2.0)
+    return np.array(found)
+
+
+def band(values: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """The statistic over the first axis of the values [P, G], and the bounds [G] of 95 % of its resamples over P."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    resampled = np.stack([statistic(values[rows], axis=0) for rows in drawn])
+    low, high = np.quantile(resampled, _bounds(), axis=0)
+    return statistic(values, axis=0), low, high
+
+
+def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled, _bounds())
+    with np.errstate(over="ignore", invalid="ignore"):  # of losses beyond 1e150
+        deviation = float(np.std(resampled))
+    return Estimate(value, deviation, float(low), float(high))
+
+
+def _bounds() -> list[float]:
+    return [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0]

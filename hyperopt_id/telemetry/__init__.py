@@ -1,9 +1,11 @@
 """Telemetry: what a run leaves behind and shows while it goes on.
 
     directory/config.yaml        the resolved config
+    directory/config.json        the same for programs, and the values that hyperparameters start at
     directory/environment.json   versions, commit, command, device
     directory/metrics.jsonl      one report per line: the source of truth
     directory/events.out.*       the same for TensorBoard
+    directory/trace/             hyperparameters as training used them (see ``trace``)
     directory/log.txt            messages
     directory/summary.json       written last, so its presence means that the run is finished
 
@@ -41,8 +43,9 @@ class Telemetry:
     """The reports of R runs that go on together; use as a context manager.
 
     ``config`` (plain nested data) becomes the columns of TensorBoard's HPARAMS tab, with ``initial`` =
-    {name: R numbers} beside it to tell members apart; ``config_text`` is written to ``config.yaml`` when
-    the run is new; without it, the command line cannot resume the run. ``total`` counts hyper-updates.
+    {name: R numbers} beside it to tell members apart; both go to ``config.json``, ``config_text`` to
+    ``config.yaml``, when the run is new; without it, the command line cannot resume the run. ``total`` counts
+    hyper-updates.
     ``resume_at`` is the hyper-update of the loaded checkpoint, None for a new run.
 
     ``seconds`` is the time spent in here so far. ``ValueError``: see ``directory.claim``.
@@ -70,6 +73,7 @@ class Telemetry:
             last = keep_until(self._metrics, -1 if resume_at is None else resume_at)
             if resume_at is None:
                 (self.directory / "config.yaml").write_text(config_text, encoding="utf-8")
+                write_json(self.directory / "config.json", {**config, "start": initial or {}})
             environment = describe_environment(self.directory, device)
             write_json(self.directory / "environment.json", environment)
             self._progress = Progress(progress, total, resume_at or 0, self.directory / "log.txt")

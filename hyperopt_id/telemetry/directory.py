@@ -99,7 +99,7 @@ def keep_until(metrics: IO[bytes], update: int) -> dict[str, Any] | None:
 def remove_traces(directory: Path) -> None:
     """Remove what this process wrote into ``directory`` before any report, and the folders that are then empty."""
     events = f"events.out.tfevents.*.{os.getpid()}"
-    for pattern in ("config.yaml", "environment.json", "log.txt", "metrics.jsonl", events, f"member*/{events}"):
+    for pattern in ("config.*", "environment.json", "log.txt", "metrics.jsonl", events, f"member*/{events}"):
         for path in directory.glob(pattern):
             path.unlink()
     for folder in (*directory.glob("member*"), directory):

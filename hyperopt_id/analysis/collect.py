@@ -1,0 +1,99 @@
+"""Everything that lies below some folders: runs of each kind, searches, and what is said about them.
+
+A folder is a search directory if it holds `search.jsonl`, a run directory if it holds `metrics.jsonl`, and an event run
+if it holds TensorBoard events and `config.json`. Nothing below one of these is a run of its own: the models of a search
+were chosen by it and are no independent starts.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from hyperopt_id.analysis.load import load_run
+from hyperopt_id.analysis.load_event_runs import load_event_run
+from hyperopt_id.analysis.load_search import Search, load_search
+from hyperopt_id.analysis.runs import Runs, group
+from hyperopt_id.telemetry import is_finished
+
+PASSED_OVER = ("checkpoints", "trace", "cache", "Weights")
+
+
+class Study(NamedTuple):
+    """Runs of each kind, finished searches, and remarks for the user, a line each."""
+
+    kinds: tuple[Runs, ...]
+    searches: tuple[Search, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted({found.dataset for found in (*self.kinds, *self.searches)})
+
+    def of(self, dataset: str, algorithm: str | None = None) -> list[Runs]:
+        """All kinds of runs on a data set, of one algorithm or of all."""
+        return [k for k in self.kinds if k.dataset == dataset and algorithm in (None, k.algorithm)]
+
+
+def collect(folders: Sequence[Path], cache: Path | None = None, show: bool = False) -> Study:
+    """Read all that lies below the folders; `show` a progress bar. A ValueError where there is nothing, or something is
+    damaged. What did not come to its end is left out, with a remark."""
+    found = list(dict.fromkeys(place for folder in folders for place in _places(folder)))
+    pieces: list[Runs] = []
+    searches: list[Search] = []
+    unfinished: list[Path] = []
+    for kind, directory in tqdm(found, desc="reading", unit="run", disable=not show, leave=False):
+        if kind == "search":
+            read = load_search(directory)
+            searches.extend([read] if read is not None else [])
+        elif kind == "events":
+            read = load_event_run(directory, cache)
+            pieces.extend([read] if read is not None else [])
+        else:
+            read = load_run(directory) if is_finished(directory) else None
+            pieces.extend([read] if read is not None else [])
+        if read is None:
+            unfinished.append(directory)
+    kinds = group(pieces)
+    return Study(tuple(kinds), tuple(searches), tuple(_remarks(pieces, kinds, unfinished)))
+
+
+def _places(folder: Path) -> Iterator[tuple[str, Path]]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; name the folders that hold the runs")
+    empty = True
+    for path, folders, files in os.walk(folder, followlinks=True):
+        kind = _kind(files)
+        if kind is not None:
+            empty = False
+            yield kind, Path(path)
+        folders[:] = [] if kind is not None else sorted(name for name in folders if _may_hold_runs(name))
+    if empty:
+        raise ValueError(
+            f"{folder} holds no runs: nothing below it has metrics.jsonl, search.jsonl, or TensorBoard events beside a "
+            "config.json"
+        )
+
+
+def _kind(files: Iterable[str]) -> str | None:
+    if "search.jsonl" in files:
+        return "search"
+    if "metrics.jsonl" in files:
+        return "run"
+    events = any(name.startswith("events.out.tfevents.") for name in files)
+    return "events" if events and "config.json" in files else None
+
+
+def _may_hold_runs(name: str) -> bool:
+    return name not in PASSED_OVER and not name.startswith((".", "member_", "members_"))
+
+
+def _remarks(pieces: Sequence[Runs], kinds: Sequence[Runs], unfinished: Sequence[Path]) -> Iterator[str]:
+    if unfinished:
+        more = f" and {len(unfinished) - 1} more" if len(unfinished) > 1 else ""
+        yield f"not finished, left out: {unfinished[0]}{more}"
+    twice = sum(map(len, pieces)) - sum(map(len, kinds))
+    if twice:
+        yield f"{twice} runs are there more than once (same config, seed and start) and are counted once"

@@ -1,0 +1,171 @@
+"""The figures of arXiv 2110.10461, as a table: what each shows, what it needs, and how it is drawn.
+
+Each is drawn as (end of the file's name, figure) once for every data set that has what it needs, or not at all.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from hyperopt_id.analysis import figures_cost, figures_grid, figures_hyper, figures_losses, grids, selection, style
+from hyperopt_id.analysis.collect import Study
+from hyperopt_id.analysis.cost_of_runs import multiples
+from hyperopt_id.analysis.results import Entry
+from hyperopt_id.analysis.selection import Kinds
+
+Drawn = Iterator[tuple[str, Any]]
+
+
+def _by_dataset(study: Study) -> Iterator[tuple[str, Kinds]]:
+    return ((dataset, selection.drawn(kinds)) for dataset, kinds in selection.by_dataset(study))
+
+
+def _distributions(study: Study) -> Drawn:
+    for dataset, kinds in _by_dataset(study):
+        yield dataset, figures_losses.draw_distributions({style.dataset(dataset): kinds})
+
+
+def _error_rates(study: Study) -> Drawn:
+    for dataset, kinds in _by_dataset(study):
+        known = {name: runs for name, runs in kinds.items() if runs.has("accuracy/test")}
+        if known:
+            yield dataset, figures_losses.draw_distributions({style.dataset(dataset): known}, "error/test")
+
+
+def _curves(draw: Callable[[str, Kinds], Any]) -> Callable[[Study], Drawn]:
+    def every_dataset(study: Study) -> Drawn:
+        for dataset, kinds in _by_dataset(study):
+            known = {name: runs for name, runs in kinds.items() if len(runs.steps) > 1}
+            if known:
+                yield dataset, draw(dataset, known)
+
+    return every_dataset
+
+
+def _learning_rates(study: Study) -> Drawn:
+    for dataset, kinds in _by_dataset(study):
+        known = {name: runs for name, runs in kinds.items() if "lr" in runs.starts and runs.weights is None}
+        if any(runs.has("hyper/lr") for runs in known.values()) and figures_hyper.shared_starts(known):
+            yield dataset, figures_hyper.draw_learning_rates(dataset, known)
+
+
+def _proof_of_concept(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        found = selection.landscape(study, dataset)
+        if found is not None:
+            yield dataset, figures_hyper.draw_proof_of_concept(dataset, *found)
+
+
+def _sensitivity(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        found = grids.sensitivity(study, dataset)
+        if found:
+            random = selection.usual(study, dataset).get("Random")
+            yield dataset, figures_grid.draw_sensitivity(dataset, found, random)
+
+
+def _accuracies(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        found = {r: cells for r, cells in grids.accuracies(study, dataset).items() if len(cells) >= grids.FEWEST}
+        if found:
+            yield dataset, figures_grid.draw_accuracies(dataset, found)
+
+
+def _runtimes(study: Study) -> Drawn:
+    names = style.datasets_in_order(study.datasets)
+    found = {dataset: multiples(selection.timed(study, dataset)) for dataset in names}
+    found = {dataset: times for dataset, times in found.items() if len(times) > 1}
+    if found:
+        yield "", figures_cost.draw_runtimes(found)
+
+
+def _best_so_far(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        searches = selection.searches(study, dataset)
+        if searches:
+            yield dataset, figures_cost.draw_best_so_far(dataset, searches)
+
+
+def _best_of_runs(study: Study) -> Drawn:
+    for dataset, kinds in selection.by_dataset(study):
+        known = {n: runs for n, runs in kinds.items() if np.isfinite(runs.validation).any() and runs.weights is None}
+        known = {name: runs for name, runs in known.items() if len(runs.steps) > 1}
+        if known:
+            yield dataset, figures_cost.draw_best_of_runs(dataset, known)
+
+
+def _long_horizon(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        found = selection.long_horizon(study, dataset)
+        if found:
+            panels = {f"{style.dataset(dataset)}, {style.look(name).label}": kinds for name, kinds in found.items()}
+            yield dataset, figures_losses.draw_distributions(panels)
+
+
+def _batch_norm(study: Study) -> Drawn:
+    for dataset in selection.batch_norm(study):
+        panels = {style.dataset(n): kinds for n, kinds in _by_dataset(study) if n in (dataset, f"{dataset}_bn")}
+        yield dataset, figures_losses.draw_distributions(panels)
+
+
+def _fractions(study: Study) -> Drawn:
+    for dataset in style.datasets_in_order(study.datasets):
+        found = selection.fractions(study, dataset)
+        if found:
+            title = f"{style.dataset(dataset)}, validation fraction "
+            panels = {f"{title}{fraction}": kinds for fraction, kinds in found.items()}
+            yield dataset, figures_losses.draw_distributions(panels)
+
+
+FIGURES = (
+    Entry("final_losses", "distribution of final test values", "finished runs", _distributions),
+    Entry(
+        "loss_medians",
+        "median test value over training",
+        "runs with several reports",
+        _curves(figures_losses.draw_medians),
+    ),
+    Entry(
+        "loss_envelopes",
+        "median and quartiles of the test value over training",
+        "runs with several reports",
+        _curves(figures_losses.draw_envelopes),
+    ),
+    Entry(
+        "learning_rates",
+        "learning rates over training, from starts that algorithms share",
+        "runs that learn the learning rate, with the values they start at",
+        _learning_rates,
+    ),
+    Entry(
+        "sensitivity",
+        "final test values over (T, K)",
+        f"runs of one algorithm at {grids.FEWEST} or more settings of (T, K)",
+        _sensitivity,
+    ),
+    Entry("hypergradient_accuracy", "errors and cosines of hypergradients over (T, K)", grids.NEEDS, _accuracies),
+    Entry(
+        "proof_of_concept",
+        "learned learning rate and weight decay, over the final test values of random ones",
+        "runs of Random and of Ours_LR, Ours_LR_Momentum or DiffThroughOpt",
+        _proof_of_concept,
+    ),
+    Entry("runtimes", "training time as multiples of vanilla training", "runs of Random and of another", _runtimes),
+    Entry("best_so_far", "test value of the best model so far against cost", "finished searches", _best_so_far),
+    Entry(
+        "best_of_runs",
+        "test value of each run's best report so far against time",
+        "runs with several reports of a validation loss that they did not train on",
+        _best_of_runs,
+    ),
+    Entry("long_horizon", "final test values of long-horizon variants", "runs of LongDiffThroughOpt_*", _long_horizon),
+    Entry("batch_norm", "final test values with and without it", "one data set with and without it", _batch_norm),
+    Entry(
+        "validation_fractions",
+        "final test values for several validation fractions",
+        "runs of one algorithm with several task.validation_fraction",
+        _fractions,
+    ),
+    Entry("error_rates", "distribution of final error rates", "runs of classification", _error_rates),
+)

@@ -1,0 +1,117 @@
+"""Heat maps over T, the steps of a hyper-update, and K, the terms or steps that its hypergradient goes back."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hyperopt_id.analysis import plotting, style
+from hyperopt_id.analysis.grids import Accuracy, Cells
+from hyperopt_id.analysis.runs import Runs
+from hyperopt_id.analysis.statistics import quantiles
+
+CELL = 0.34  # inches
+LITTLE = 0.1  # percent of error that are as good as none
+COSINES = (0.9, 1.0)  # what a scale of cosines spans at least
+FAILED = (0.88, 0.88, 0.88, 1.0)
+Grid = Mapping[tuple[int, int], float]  # by (T, K)
+
+
+def draw_sensitivity(dataset: str, grids: Mapping[str, Cells], random: Runs | None) -> Any:
+    """Median final values of each engine over (T, K), and beside them that of runs that learn nothing."""
+    first = next(iter(next(iter(grids.values())).values()))
+    panels = {_title(cells): {c: _median(runs) for c, runs in cells.items()} for cells in grids.values()}
+    if random is not None:
+        height = max(t for grid in panels.values() for t, _ in grid)
+        panels[style.look(random.algorithm).label] = {((height + 1) // 2, 1): _median(random)}
+    figure, axes = _panels(list(panels.values()))
+    norm = _logarithmic(np.array([value for grid in panels.values() for value in grid.values()]))
+    for panel, (title, grid) in zip(axes, panels.items()):
+        _paint(panel, title, grid, norm, "viridis", "{:.2g}".format)
+    if random is not None:
+        axes[-1].set(xticks=[], yticks=[], xlabel="")
+    metric = style.metric(first.metric, first.has("accuracy/test"))
+    plotting.title(figure, f"{style.dataset(dataset)}: median final {metric}")
+    _color_bar(figure, axes, norm, "viridis")
+    return figure
+
+
+def draw_accuracies(dataset: str, references: Mapping[str, Mapping[tuple[int, int], Accuracy]]) -> Any:
+    """Medians of the relative error and the cosine of hypergradients, a row for each kind of exact ones."""
+    from matplotlib.colors import Normalize
+
+    grids = []
+    for measured in references.values():
+        grids.append({cell: 100.0 * float(np.median(found.errors)) for cell, found in measured.items()})
+        grids.append({cell: float(np.median(found.cosines)) for cell, found in measured.items()})
+    figure, axes = _panels(grids, across=2)
+    for place, reference in enumerate(references):
+        (left, right), (errors, cosines) = axes[2 * place :][:2], grids[2 * place :][:2]
+        norm = _logarithmic(np.array(list(errors.values())), LITTLE)
+        _paint(left, f"relative error (%), exact: {reference}", errors, norm, "viridis", _percent)
+        _color_bar(figure, [left], norm, "viridis")
+        norm = Normalize(min(COSINES[0], *cosines.values()), COSINES[1])
+        _paint(right, f"cosine, exact: {reference}", cosines, norm, "viridis_r", "{:.2f}".format)
+        _color_bar(figure, [right], norm, "viridis_r")
+    plotting.title(figure, f"{style.dataset(dataset)}: hypergradients of neumann(K), medians")
+    return figure
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2g}" if value >= LITTLE else f"<{LITTLE:g}"
+
+
+def _panels(grids: list[Grid], across: int = 3) -> tuple[Any, list[Any]]:
+    """Axes as wide as their grids and equally high, so that all cells have one size."""
+    widths, height = [max(k for _, k in grid) for grid in grids], max(t for grid in grids for t, _ in grid)
+    columns = min(across, len(grids))
+    size = (CELL * sum(widths[:columns]) + 1.0) / columns + 0.75, CELL * height + 1.1
+    figure, axes = plotting.new_figure(len(grids), size, across, 0.0, width_ratios=widths[:columns])
+    for place, (panel, terms) in enumerate(zip(axes, widths)):
+        panel.set(xlim=(0.5, terms + 0.5), ylim=(0.5, height + 0.5), aspect="equal", xlabel="K")
+        panel.set(xticks=range(1, terms + 1), yticks=range(1, height + 1))
+        panel.set_ylabel("" if place % columns else "T (steps of an update)")
+        panel.spines[:].set_visible(False)
+        panel.tick_params(length=0)
+        panel.grid(False)
+    return figure, axes
+
+
+def _logarithmic(values: np.ndarray, lowest: float = 0.0) -> Any:
+    """A scale of colors from the smallest positive value, or `lowest`, to the largest."""
+    from matplotlib.colors import LogNorm
+
+    values = values[np.isfinite(values) & (values > 0.0)]
+    low = max(float(values.min()), lowest) if len(values) else 1.0
+    return LogNorm(low, max(float(values.max(initial=0.0)), 1.01 * low), clip=True)
+
+
+def _paint(panel: Any, title: str, grid: Grid, norm: Any, colors: str, shown: Callable[[float], str]) -> None:
+    """Colored cells that say their numbers."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    panel.set_title(title)
+    for (t, k), value in grid.items():
+        color = colormaps[colors](float(norm(value))) if np.isfinite(value) else FAILED
+        panel.add_patch(Rectangle((k - 0.5, t - 0.5), 1.0, 1.0, color=color, lw=0))
+        ink = style.INK if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
+        said = shown(value) if np.isfinite(value) else "fail"
+        panel.text(k, t, said, ha="center", va="center", fontsize=6.5, color=ink)
+
+
+def _color_bar(figure: Any, axes: list[Any], norm: Any, colors: str) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(norm, colors), ax=axes, pad=0.02)
+    bar.outline.set_visible(False)
+    plotting.color_bar_numbers(bar)
+
+
+def _title(cells: Cells) -> str:
+    return style.look(next(iter(cells.values())).algorithm).label
+
+
+def _median(runs: Runs) -> float:
+    """A run that failed is worse than any other."""
+    return float(quantiles(runs.final(runs.metric), [0.5])[0])

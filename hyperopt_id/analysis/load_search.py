@@ -1,0 +1,106 @@
+"""Search directories: `search.jsonl` and `summary.json` of methods that train one model after another.
+
+Every repetition of a search has an incumbent after each evaluation: the model with the lowest validation loss so far.
+`best_so_far` is a test metric of the incumbent against what the repetition has spent.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperopt_id.analysis.load import dataset_of
+from hyperopt_id.analysis.runs import TEST_METRICS
+from hyperopt_id.telemetry import read_json, records
+
+COSTS = ("gradients", "seconds")
+
+
+class Search(NamedTuple):
+    """A finished search: `evaluations[p]` are the records of repetition p in their order, `incumbents[p]` what it ended
+    with. `algorithm` is what trained the models, where their configs say it; `folder` is what the directory lies in."""
+
+    dataset: str
+    method: str
+    algorithm: str
+    evaluations: tuple[tuple[Mapping[str, Any], ...], ...]
+    incumbents: tuple[Mapping[str, Any], ...]
+    folder: Path = Path()
+
+    @property
+    def metric(self) -> str:
+        """The test metric that these models are judged by."""
+        there = {key for found in self.incumbents for key, value in found.items() if value is not None}
+        return next((name for name in TEST_METRICS if name in there), TEST_METRICS[-1])
+
+    @property
+    def classifies(self) -> bool:
+        return any(found.get("accuracy/test") is not None for found in self.incumbents)
+
+    def final(self, key: str) -> np.ndarray:
+        """A number of each repetition's incumbent [P]; NaN where there is none."""
+        return np.array([found.get(key) for found in self.incumbents], dtype=np.float64)
+
+
+class Steps(NamedTuple):
+    """A step function: `values[i]` from `costs[i]` on, and nothing before the first."""
+
+    costs: np.ndarray
+    values: np.ndarray
+
+
+def load_search(directory: str | Path) -> Search | None:
+    """The search in a directory, None if it is not finished; a ValueError names a damaged line."""
+    directory = Path(directory)
+    summary = read_json(directory / "summary.json")
+    if summary is None:
+        return None
+    with (directory / "search.jsonl").open("rb") as log:
+        found = [record for record, _ in records(log)]
+    try:
+        repetitions = sorted({record["repetition"] for record in found})
+        evaluations = tuple(tuple(r for r in found if r["repetition"] == number) for number in repetitions)
+        dataset, algorithm = _trained(directory)
+        incumbents, folder = tuple(summary["repetitions"]), directory.resolve().parent
+        return Search(dataset, summary["method"], algorithm, evaluations, incumbents, folder)
+    except KeyError as error:
+        raise ValueError(
+            f"{directory} is no search directory: its search.jsonl or summary.json has no {error}"
+        ) from None
+
+
+def best_so_far(search: Search, metric: str, cost: str = "seconds") -> list[Steps]:
+    """The incumbent's test metric against `gradients` or `seconds`, of each repetition. A model without a validation
+    loss is never the incumbent."""
+    columns = ("loss/validation", metric, cost)
+    return [
+        incumbents(*(np.array([record.get(name) for record in evaluations], dtype=np.float64) for name in columns))
+        for evaluations in search.evaluations
+    ]
+
+
+def incumbents(losses: np.ndarray, values: np.ndarray, costs: np.ndarray) -> Steps:
+    """The values [N] of those with a lower validation loss [N] than all before."""
+    lowest = np.minimum.accumulate(np.where(np.isnan(losses), np.inf, losses))
+    better = lowest < np.concatenate([[np.inf], lowest[:-1]])
+    return Steps(costs[better], values[better])
+
+
+def on_grid(curves: Sequence[Steps], grid: np.ndarray) -> np.ndarray:
+    """[P, G]: the step functions at the costs of a grid, NaN before their beginning."""
+    rows = []
+    for costs, values in curves:
+        places = np.searchsorted(costs, grid, side="right") - 1
+        rows.append(np.where(places >= 0, values[np.maximum(places, 0)], np.nan) if len(values) else grid * np.nan)
+    return np.array(rows)
+
+
+def _trained(directory: Path) -> tuple[str, str]:
+    """Data set and algorithm, by the config of the search or else of one of its runs."""
+    for path in (directory / "config.json", next(directory.glob("runs/**/config.json"), None)):
+        config = (read_json(path) if path is not None else None) or {}
+        name = dataset_of(config)
+        if name is not None:
+            return name, config.get("algorithm", "")
+    return directory.resolve().parent.name, ""

@@ -1,0 +1,188 @@
+"""The tables of a study, as a table: what each shows, what it needs, and how it is made.
+
+`best on test` is the published study's "best": the lowest test value anywhere on the trajectories of the runs that did
+not diverge. `selected` is the final test value of the run with the lowest final validation loss, which is what one
+would get: no test data choose it, and there is none for runs that trained on the validation data.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperopt_id.analysis import grids, selection, style
+from hyperopt_id.analysis.collect import Study
+from hyperopt_id.analysis.cost_of_runs import multiples, training_seconds
+from hyperopt_id.analysis.load_search import Search
+from hyperopt_id.analysis.runs import Runs
+from hyperopt_id.analysis.selection import BATCH
+from hyperopt_id.analysis.statistics import estimate, estimate_selected, lowest, mean, median
+from hyperopt_id.analysis.tables import Row, Table
+
+NOTE = (
+    "Mean and median of final values over the runs that did not diverge, ± bootstrap standard deviation (1000 "
+    "resamples). Best on test: the lowest test value of any trajectory. Selected: the final test value of the run with "
+    "the lowest final validation loss."
+)
+SEARCHED = (
+    "Mean and median over repetitions of the final test value of the model with the lowest validation loss, ± "
+    "bootstrap standard deviation (1000 resamples). Best on test: the lowest of any model. Gradients and seconds: what "
+    "a repetition spent, in the mean."
+)
+
+
+class Entry(NamedTuple):
+    """A table or figure: `make` makes it of a study, or nothing where the study lacks what it `needs`."""
+
+    name: str
+    shows: str
+    needs: str
+    make: Callable[[Study], Any]
+
+
+def row(runs: Runs, metric: str | None = None) -> Row:
+    """The cells of one kind of runs."""
+    metric = metric or runs.metric
+    values, weights = runs.final(metric), runs.weights
+    share = weights if weights is not None else np.full(len(runs), 1.0 / len(runs))
+    return {
+        "data set": style.dataset(runs.dataset),
+        "algorithm": style.look(runs.algorithm).label,
+        "metric": style.metric(metric, runs.has("accuracy/test")),
+        "starts": len(runs) if weights is None else len(runs) // BATCH,
+        "mean": estimate(values, mean, weights=weights, batch=BATCH),
+        "median": estimate(values, median, weights=weights, batch=BATCH),
+        "best on test": estimate(runs.lowest(metric), lowest, weights=weights, batch=BATCH),
+        "selected": estimate_selected(runs.validation, values) if weights is None else None,
+        "diverged %": round(float(100.0 * share[np.isnan(values)].sum()), 9),
+        "seconds": runs.cost.get("total") if weights is None else None,
+    }
+
+
+def search_row(search: Search) -> Row:
+    """The cells of one search."""
+    values = search.final(search.metric)
+    everything = [e.get(search.metric) for evaluations in search.evaluations for e in evaluations]
+    known = [value for value in everything if value is not None]
+    return {
+        "data set": style.dataset(search.dataset),
+        "algorithm": style.look(style.canonical(search.method, search.algorithm)).label,
+        "metric": style.metric(search.metric, search.classifies),
+        "repetitions": len(values),
+        "mean": estimate(values, mean),
+        "median": estimate(values, median),
+        "best on test": min(known, default=None),
+        "failed %": float(100.0 * np.isnan(values).mean()),
+        "gradients": float(search.final("gradients").mean()),
+        "seconds": float(search.final("seconds").mean()),
+    }
+
+
+def final_losses(study: Study) -> Table | None:
+    return _table("final_losses", (row(runs) for _, kinds in selection.by_dataset(study) for runs in kinds.values()))
+
+
+def error_rates(study: Study) -> Table | None:
+    known = [runs for _, kinds in selection.by_dataset(study) for runs in kinds.values() if runs.has("accuracy/test")]
+    return _table("error_rates", (row(runs, "error/test") for runs in known))
+
+
+def long_horizon(study: Study) -> Table | None:
+    rows = []
+    for dataset in style.datasets_in_order(study.datasets):
+        for name, kinds in selection.long_horizon(study, dataset).items():
+            block = f"{style.dataset(dataset)}, {style.look(name).label}"
+            rows += [{**row(runs), "data set": block, "steps": runs.length} for runs in kinds.values()]
+    return _table("long_horizon", rows)
+
+
+def batch_norm(study: Study) -> Table | None:
+    names = [name for dataset in selection.batch_norm(study) for name in (dataset, f"{dataset}_bn")]
+    found = [kinds for dataset, kinds in selection.by_dataset(study) if dataset in names]
+    return _table("batch_norm", (row(runs) for kinds in found for runs in kinds.values()))
+
+
+def validation_fractions(study: Study) -> Table | None:
+    rows = []
+    for dataset in style.datasets_in_order(study.datasets):
+        for fraction, kinds in selection.fractions(study, dataset).items():
+            rows += [_qualified(runs, f"validation fraction {fraction}") for runs in kinds.values()]
+    return _table("validation_fractions", rows)
+
+
+def variants(study: Study) -> Table | None:
+    rows = []
+    for dataset in style.datasets_in_order(study.datasets):
+        for algorithm in style.in_order({runs.algorithm for runs in study.of(dataset)}):
+            kinds = study.of(dataset, algorithm)
+            rows += [_qualified(k, selection.differences(k, kinds)) for k in kinds if len(kinds) > 1]
+    return _table("variants", rows)
+
+
+def hypergradient_accuracy(study: Study) -> Table | None:
+    rows = []
+    for dataset in style.datasets_in_order(study.datasets):
+        for reference, cells in grids.accuracies(study, dataset).items():
+            for (steps, terms), found in cells.items():
+                known = {"data set": style.dataset(dataset), "exact through": reference, "T": steps, "K": terms}
+                known |= {"hypergradients": len(found.errors), "relative error": estimate(found.errors, median)}
+                known |= {"mean error": estimate(found.errors, mean), "cosine": estimate(found.cosines, median)}
+                rows.append(known | {f"error, {name}": estimate(part, median) for name, part in found.parts.items()})
+    note = "Hypergradients of neumann(K) against those by unrolling: medians over hypergradients, of one state each."
+    return Table("hypergradient_accuracy", note, rows, "data set") if rows else None
+
+
+def runtimes(study: Study) -> Table | None:
+    rows = []
+    for dataset in style.datasets_in_order(study.datasets):
+        kinds = selection.timed(study, dataset)
+        rows += [
+            {
+                "data set": style.dataset(dataset),
+                "algorithm": style.look(name).label,
+                "runs": len(kinds[name]),
+                "steps": int(kinds[name].steps[-1]),
+                "seconds per run and 1000 steps": training_seconds(kinds[name]),
+                "of vanilla training": multiple,
+                "seconds compiling": kinds[name].cost.get("compile"),
+            }
+            for name, multiple in multiples(kinds).items()
+        ]
+    note = "Seconds of training only: without compiling, evaluating and logging."
+    return Table("runtimes", note, rows, "data set") if rows else None
+
+
+def searches(study: Study) -> Table | None:
+    found = [selection.searches(study, name) for name in style.datasets_in_order(study.datasets)]
+    rows = [search_row(search) for by_method in found for search in by_method.values()]
+    return Table("searches", SEARCHED, rows, "data set", ("mean", "median")) if rows else None
+
+
+TABLES = (
+    Entry("final_losses", "final test values of every data set and algorithm", "finished runs", final_losses),
+    Entry("error_rates", "final error rates", "runs of classification", error_rates),
+    Entry("long_horizon", "final test values of long-horizon variants", "runs of LongDiffThroughOpt_*", long_horizon),
+    Entry("batch_norm", "final test values with and without it", "one data set with and without it", batch_norm),
+    Entry(
+        "validation_fractions",
+        "final test values for several validation fractions",
+        "runs of one algorithm with several task.validation_fraction",
+        validation_fractions,
+    ),
+    Entry("variants", "algorithms run with several settings", "such runs", variants),
+    Entry("hypergradient_accuracy", "errors of hypergradients over (T, K)", grids.NEEDS, hypergradient_accuracy),
+    Entry(
+        "runtimes", "training time, also as multiples of vanilla training", "runs of Random and of another", runtimes
+    ),
+    Entry("searches", "what searches found", "finished searches", searches),
+)
+
+
+def _qualified(runs: Runs, by: str) -> Row:
+    cells = row(runs)
+    return {**cells, "algorithm": f"{cells['algorithm']}, {by}"}
+
+
+def _table(name: str, rows: Iterable[Row]) -> Table | None:
+    rows = list(rows)
+    return Table(name, NOTE, rows, "data set", ("mean", "median")) if rows else None

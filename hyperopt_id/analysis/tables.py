@@ -1,0 +1,139 @@
+"""A table, described once, as Markdown, LaTeX (booktabs) and CSV.
+
+A row is {column: cell}; a cell is text, a number, an `Estimate`, or None where there is nothing to say. Markdown and
+LaTeX round for readers; CSV has all digits, and an estimate's deviation and bounds in columns of their own.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hyperopt_id.analysis.statistics import Estimate
+
+NOTHING = "–"
+LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "×": r"$\times$", "±": r"$\pm$", "–": "--"}
+Row = Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """`note` says what the columns mean. In each block of rows with one value of `block`, the lowest value of the
+    columns `lowest` stands out."""
+
+    name: str
+    note: str
+    rows: Sequence[Row]
+    block: str | None = None
+    lowest: Sequence[str] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def markdown(table: Table) -> str:
+    """With the first column at the left and a line of explanation above."""
+    columns, strong = table.columns, lowest_cells(table)
+    kinds = ["---" if _is_text(table, column) else "---:" for column in columns]
+    lines = [f"{table.note}\n" if table.note else None, f"| {' | '.join(columns)} |", f"| {' | '.join(kinds)} |"]
+    for number, row in enumerate(table.rows):
+        cells = [
+            _strong(shown(row.get(c)), "**", "**") if (number, c) in strong else shown(row.get(c)) for c in columns
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A tabular that needs the packages `booktabs` and nothing else."""
+    columns, strong, before = table.columns, lowest_cells(table), None
+    kinds = "".join("l" if _is_text(table, column) else "r" for column in columns)
+    lines = [f"% {table.note}"] if table.note else []
+    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", " & ".join(map(_latex, columns)) + r" \\", r"\midrule"]
+    for number, row in enumerate(table.rows):
+        block = row.get(table.block) if table.block else None
+        if number and block != before:
+            lines.append(r"\midrule")
+        before = block
+        cells = [_latex_cell(row.get(column), (number, column) in strong) for column in columns]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """Every digit, and a header."""
+    text = io.StringIO()
+    columns = [name for column in table.columns for name in _parts(table, column)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(
+        {name: value for column in row for name, value in _values(column, row[column])} for row in table.rows
+    )
+    return text.getvalue()
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": comma_separated}
+
+
+def shown(cell: Any) -> str:
+    """A cell for readers."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return NOTHING
+    if isinstance(cell, float):
+        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return str(cell)
+
+
+def _strong(text: str, before: str, after: str) -> str:
+    """The value of `value ± deviation` stands out."""
+    value, plus_minus, deviation = text.partition(" ± ")
+    return f"{before}{value}{after}{plus_minus}{deviation}"
+
+
+def _latex_cell(cell: Any, strong: bool) -> str:
+    text = shown(cell)
+    if isinstance(cell, Estimate) and text != NOTHING:
+        value, _, deviation = text.partition(" ± ")
+        return rf"$\mathbf{{{value}}} \pm {deviation}$" if strong else rf"${value} \pm {deviation}$"
+    return rf"\textbf{{{_latex(text)}}}" if strong else _latex(text)
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _is_text(table: Table, column: str) -> bool:
+    return any(isinstance(row.get(column), str) for row in table.rows)
+
+
+def lowest_cells(table: Table) -> set[tuple[int, str]]:
+    """(row, column) of the cells that stand out: where there are at least two to compare."""
+    found = set()
+    blocks: dict[Any, list[int]] = {}
+    for number, row in enumerate(table.rows):
+        blocks.setdefault(row.get(table.block) if table.block else None, []).append(number)
+    for column in table.lowest:
+        for numbers in blocks.values():
+            values = {n: _number(table.rows[n].get(column)) for n in numbers}
+            there = {n: value for n, value in values.items() if not math.isnan(value)}
+            if len(there) > 1:
+                found.add((min(there, key=lambda n, there=there: there[n]), column))
+    return found
+
+
+def _number(cell: Any) -> float:
+    if isinstance(cell, Estimate):
+        return cell.value
+    return float(cell) if isinstance(cell, (int, float)) else math.nan
+
+
+def _parts(table: Table, column: str) -> list[str]:
+    split = any(isinstance(row.get(column), Estimate) for row in table.rows)
+    return [column, f"{column} deviation", f"{column} low", f"{column} high"] if split else [column]
+
+
+def _values(column: str, cell: Any) -> Iterator[tuple[str, Any]]:
+    names = [column, f"{column} deviation", f"{column} low", f"{column} high"]
+    for name, value in zip(names, cell if isinstance(cell, Estimate) else [cell]):
+        yield name, "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
