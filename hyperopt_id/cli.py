@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hyperopt_id import launch
+from hyperopt_id import replay as replaying
+from hyperopt_id.build.names import from_config
 from hyperopt_id.config import dump, load
+from hyperopt_id.config_schema import Config
 from hyperopt_id.telemetry import is_finished
 
 FLAGS = {  # options that are short for a key of the config
@@ -51,20 +54,50 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def replay_parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="hyperopt-id replay",
+        description="Train by torch.optim with the hyperparameters that a run has found, without hypergradients.",
+    )
+    add = result.add_argument
+    add("run", metavar="RUN", help="a finished run directory, or that of a search, whose best model is meant")
+    add("--member", type=int, metavar="M", help="of a population (default: the one with the lowest validation loss)")
+    add("--stretch", type=float, default=1.0, metavar="F", help="a run F times as long (default 1)")
+    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="as task.train_on=train+validation")
+    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME (default: beside RUN, as RUN_replay)")
+    add("-g", "--group")
+    add("-n", "--name")
+    add("--progress", choices=("auto", "bar", "none"))
+    add("--resume", action="store_true", help="continue the replay that is there")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script `hyperopt-id`: `hyperopt-id train ...`."""
+    """The console script `hyperopt-id`: `hyperopt-id train ...`, `hyperopt-id replay ...`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["train"]:
-        return train(given[1:])
-    print("usage: hyperopt-id train -c FILE...   (hyperopt-id train --help says more)", file=sys.stderr)
+    commands = {"train": train, "replay": replay}
+    if given and given[0] in commands:
+        return commands[given[0]](given[1:])
+    print(
+        "usage: hyperopt-id train -c FILE... | hyperopt-id replay RUN   (--help after either says more)",
+        file=sys.stderr,
+    )
     return 0 if given[:1] in (["-h"], ["--help"]) else 2
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """Run what the arguments ask for. Mistakes of the user end in one line and exit status 2."""
-    options = parser().parse_args(arguments)
+    return _status(_train, parser().parse_args(arguments))
+
+
+def replay(arguments: Sequence[str] | None = None) -> int:
+    """Replay the run that the arguments name; ends as `train` does."""
+    return _status(_replay, replay_parser().parse_args(arguments))
+
+
+def _status(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     try:
-        _train(options)
+        command(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,27 +106,51 @@ def train(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> None:
-    overrides = [
+def _replay(options: argparse.Namespace) -> None:
+    overrides = [*options.set, *given_flags(options)]
+    config, build = replaying.prepare(options.run, options.member, options.stretch, overrides)
+    directory = launch.new_directory(config)
+    if not options.resume:
+        launch.run(config, directory, build=build)
+    elif (directory / "config.yaml").is_file():
+        _resume(config, directory, build)
+    else:
+        raise ValueError(
+            f"--resume: there is no replay (no config.yaml) in {directory}; leave --resume out to start it"
+        )
+
+
+def given_flags(options: argparse.Namespace) -> list[str]:
+    """Overrides that options stand for."""
+    return [
         f"{key}={json.dumps(value, ensure_ascii=False)}"
         for flag, key in FLAGS.items()
-        if (value := getattr(options, flag)) is not None
+        if (value := getattr(options, flag, None)) is not None
     ]
-    directory = _resumed_directory(options, [*options.set, *overrides])
+
+
+def _train(options: argparse.Namespace) -> None:
+    overrides = [*options.set, *given_flags(options)]
+    directory = _resumed_directory(options, overrides)
     files = options.config or ([directory / "config.yaml"] if directory is not None else [])
     if not files:
         raise ValueError(
             "no config: name at least one file, as in -c configs/digits.yaml configs/Ours_LR_Momentum.yaml"
         )
-    config = load(files, [*options.set, *overrides])
+    config = load(files, overrides)
     if options.print_config:
         print(dump(config), end="")
     elif directory is None:
         launch.run(config, launch.new_directory(config))
-    elif is_finished(directory) and not launch.changes(directory, config):
+    else:
+        _resume(config, directory, from_config)
+
+
+def _resume(config: Config, directory: Path, build: launch.Build) -> None:
+    if is_finished(directory) and not launch.changes(directory, config):
         print(f"the run in {directory} is finished; there is nothing to resume")
     else:
-        launch.resume(config, directory)
+        launch.resume(config, directory, build=build)
 
 
 def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) -> Path | None:

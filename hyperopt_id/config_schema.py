@@ -220,6 +220,7 @@ class Config:
 
     task: TaskConfig
     algorithm: str = "Custom"
+    trained_by: str | None = None  # the command that such runs are of, where it is not `train`, which then refuses them
     inner: InnerConfig = field(default_factory=InnerConfig)
     space: dict[str, HyperConfig] = field(default_factory=dict)
     hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)

@@ -8,10 +8,11 @@ position, so the state of a run and the number of hyper-updates are all that a r
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +20,22 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.population import Record, Run
-from hyperopt_id.telemetry import Telemetry, as_json, measure
+from hyperopt_id.telemetry import as_json, measure
 from hyperopt_id.telemetry.trace import open_trace
+
+
+class Log(Protocol):
+    """Where the loop writes: a `Telemetry`, or what has its directory and takes its reports."""
+
+    directory: Path
+
+    def report(self, update: int, step: int, values: Mapping[str, Any]) -> Any: ...
 
 
 def run(
     parts: Parts,
     plan: Plan,
-    telemetry: Telemetry | None = None,
+    telemetry: Log | None = None,
     *,
     resume: Mapping[str, Any] | None = None,
     remember: Mapping[str, Any] | None = None,
@@ -38,11 +47,26 @@ def run(
     is the `time.perf_counter()` from which seconds are counted (default: now).
     """
     began = time.perf_counter() if began is None else began
+    *_, progress = stages(parts, plan, telemetry, resume=resume, remember=remember, began=began)
+    return progress.summary(parts, began)
+
+
+def stages(
+    parts: Parts,
+    plan: Plan,
+    telemetry: Log | None,
+    *,
+    resume: Mapping[str, Any] | None,
+    remember: Mapping[str, Any] | None,
+    began: float,
+) -> Iterator["Progress"]:
+    """The work of `run` in pieces: its progress at the start, and again after every report."""
     _check_splits(parts, plan)
-    progress = _Progress.load(parts, resume) if resume is not None else _Progress.begin(parts)
-    starting = _Progress.begin(parts).chunks if plan.reset else None
+    progress = Progress.load(parts, resume) if resume is not None else Progress.begin(parts)
+    starting = Progress.begin(parts).chunks if plan.reset else None
     trace = _tracer(parts, plan, progress, telemetry)
     on_threads = parts.compiled and parts.device.type == "cpu"
+    yield progress
     with runtime.shared_out(len(parts.members) if on_threads else 1) as each:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
@@ -50,7 +74,8 @@ def run(
             progress.update = update + 1
             trace()
             last = progress.update == plan.updates
-            if last or progress.update % plan.report_every == 0:
+            reported = last or progress.update % plan.report_every == 0
+            if reported:
                 _report(parts, plan, progress, records, telemetry)
             if starting is not None and not last:
                 progress.chunks = [c._replace(z=s.z) for c, s in zip(progress.chunks, starting, strict=True)]
@@ -59,7 +84,8 @@ def run(
                 with parts.stopwatch.measure("logging"):
                     tree = {**progress.tree(parts, began), **(remember or {})}
                     checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep)
-    return progress.summary(parts, began)
+            if reported:
+                yield progress
 
 
 def _check_splits(parts: Parts, plan: Plan) -> None:
@@ -91,7 +117,7 @@ def hyper_update(parts: Parts, plan: Plan, update: int, chunk: Run, members: Seq
 
 
 @dataclass
-class _Progress:
+class Progress:
     """The state of all runs and what the summary needs to know of their past."""
 
     chunks: list[Run]
@@ -101,18 +127,18 @@ class _Progress:
     seconds: dict[str, float]
 
     @staticmethod
-    def begin(parts: Parts) -> "_Progress":
+    def begin(parts: Parts) -> "Progress":
         chunks = population.split(parts.start(), parts.members, parts.lift)
-        return _Progress(chunks, 0, {}, {}, {})
+        return Progress(chunks, 0, {}, {}, {})
 
     @staticmethod
-    def load(parts: Parts, tree: Mapping[str, Any]) -> "_Progress":
+    def load(parts: Parts, tree: Mapping[str, Any]) -> "Progress":
         whole, best, final = (
             trees.map(lambda leaf: leaf.to(parts.device), part)
             for part in (population.from_plain(tree["run"]), tree["best"], tree["final"])
         )
         chunks = population.split(whole, parts.members, parts.lift)
-        return _Progress(chunks, tree["update"], best, final, tree["seconds"])
+        return Progress(chunks, tree["update"], best, final, tree["seconds"])
 
     def tree(self, parts: Parts, began: float) -> dict[str, Any]:
         whole = population.join(self.chunks, len(parts.seeds), parts.lift)
@@ -149,7 +175,7 @@ class _Progress:
         }
 
 
-def _tracer(parts: Parts, plan: Plan, progress: _Progress, telemetry: Telemetry | None) -> Callable[[], None]:
+def _tracer(parts: Parts, plan: Plan, progress: Progress, telemetry: Log | None) -> Callable[[], None]:
     """Writes the present hyperparameters into the trace, now and at every call."""
     if telemetry is None:
         return lambda: None
@@ -165,7 +191,7 @@ def _tracer(parts: Parts, plan: Plan, progress: _Progress, telemetry: Telemetry 
     return write
 
 
-def _report(parts: Parts, plan: Plan, progress: _Progress, records: list[Record], telemetry: Telemetry | None) -> None:
+def _report(parts: Parts, plan: Plan, progress: Progress, records: list[Record], telemetry: Log | None) -> None:
     """Evaluate, remember the best, write."""
     with parts.stopwatch.measure("evaluation"):
         measured = [_measure(parts, plan, c, r) for c, r in zip(progress.chunks, records, strict=True)]
@@ -197,7 +223,7 @@ def _failed(value: Any, lost_R: Tensor) -> Any:
     return trees.where(lost_R, trees.map(lambda leaf: torch.full_like(leaf, math.nan), value), value)
 
 
-def _remember_best(progress: _Progress, values: dict[str, Any]) -> None:
+def _remember_best(progress: Progress, values: dict[str, Any]) -> None:
     if "loss/validation" not in values:
         return
     update = torch.full_like(values["loss/validation"], progress.update)

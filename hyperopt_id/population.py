@@ -129,7 +129,7 @@ def make_update(
     def update(run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
         proposal, losses = whole(run.z, run.raw, run.meta_state, run.meta_hyper, batches, target)
         record = Record(losses, proposal.objective, proposal.hypergradient)
-        return _settle(run, proposal, losses, step), record
+        return settle(run, proposal, losses, step), record
 
     return update
 
@@ -170,7 +170,7 @@ def from_plain(tree: dict[str, Any]) -> Run:
     return Run(**{**tree, "z": TrainState(**tree["z"])})
 
 
-def _settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
+def settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:
     """Apply the policy on non-finite numbers. `step` is the number of training steps before this update."""
     moved = run._replace(z=proposal.z, raw=proposal.raw, meta_state=proposal.meta_state)
     everything = (losses.sum(0) + proposal.parameter_sum + proposal.hypergradient_square).abs()

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -140,7 +140,8 @@ def schema(cls: Any, prefix: str = "") -> dict[str, tuple[str, list[str]]]:
         if is_dataclass(kind):
             found |= schema(kind, f"{key}.")
         elif key != "space":
-            default = "required" if key == "task.name" else f"`{as_yaml(f.default)}`"
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            default = "required" if key == "task.name" else f"`{as_yaml(default)}`"
             found[key] = (default, choices(kind))
     return found
 

@@ -108,7 +108,7 @@ def _lifted(
 ) -> tuple[Dynamics, Objective]:
     """Φ and the objective on chunks of runs."""
     lift = partial(population.lift, how=execution.lift)
-    loss = lift(_autocast(task.loss) if execution.autocast else task.loss)
+    loss = lift(autocast(task.loss) if execution.autocast else task.loss)
     thin = None if sub_batch == 1.0 else _thinner(task, sub_batch, lift)
     lifted_rule = population.lift_rule(rule, execution.lift)
     dynamics = make_dynamics(loss, lifted_rule, lift(space.constrain), space.tuned, curvature, thin)
@@ -187,7 +187,7 @@ def _thinner(task: Task, fraction: float, lift: Callable[..., Any]) -> Callable[
     return lambda batch: batch._replace(**lift(tensors)(batch))
 
 
-def _autocast(loss: Callable[..., Any]) -> Callable[..., Any]:
+def autocast(loss: Callable[..., Any]) -> Callable[..., Any]:
     def under_autocast(params: Params, buffers: Params, batch: Any) -> Any:
         device = next(iter(params.values())).device.type
         with torch.autocast(device, torch.bfloat16):

@@ -38,12 +38,18 @@ SECONDS_WORTH_COMPILING = 60.0  # of eager training: compiling takes 10 to 30 se
 
 
 def from_config(
-    config: Config, *, compiled: bool | None = None, engine: Callable[[Task], Engine] | None = None
+    config: Config,
+    *,
+    compiled: bool | None = None,
+    engine: Callable[[Task], Engine] | None = None,
+    task: Task | None = None,
 ) -> tuple[Parts, Plan]:
     """Parts and plan of the run that a config describes. `compiled` repeats the decision of an earlier start; `engine`
-    makes another engine than the config names."""
+    makes another engine than the config names; `task` is the config's, where it has been built before."""
+    if config.trained_by is not None:
+        raise ValueError(f"this is the config of another command's run; repeat or resume it with: {config.trained_by}")
     device = pick_device(config.device)
-    task = build_task(config, device)
+    task = task or build_task(config, device)
     seeds = run_seeds(config)
     chosen = engine(task) if engine is not None else ENGINES[config.hypergradient.engine](config)
     common: dict[str, Any] = {

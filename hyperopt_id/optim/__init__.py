@@ -1,0 +1,1 @@
+"""Between `torch.optim` and this package: optimizers of the one inside the other."""

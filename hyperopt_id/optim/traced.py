@@ -1,0 +1,171 @@
+r"""Optimizers of `torch.optim` whose hyperparameters follow a trace.
+
+.. math:: (w_{t+1}, s_{t+1}) = \mathrm{step}(\nabla L(w_t), w_t, s_t; h_{i(t)}), \qquad
+          i(t) = \left\lfloor \frac{t_0 + \lfloor t / F \rfloor}{n} \right\rfloor
+
+with n steps to a row of the trace h, the stretch F, and \(t_0\) the step of the trace to begin at. Values of parameter
+tensors are settings of parameter groups, one for each tensor. Values of elements are more than `torch.optim` takes; but
+its steps are linear in the learning rate, so that a step of rate 1 is taken and its displacement scaled,
+
+.. math:: w_{t+1} = w_t + \eta \odot (\mathrm{step}_{\eta=1}(w_t) - w_t),
+
+and weight decay is added to the gradient, or under AdamW multiplied onto the weights, before the step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperopt_id.optim.plain import Make
+from hyperopt_id.trees import Params
+
+Rows = np.ndarray | Mapping[str, np.ndarray]  # [rows], or {parameter: [rows], or [rows, ...] for its elements}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # with settings that the first row replaces
+    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.5),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+NEUTRAL = {"lr": 1.0, "weight_decay": 0.0}  # of a step whose elements have each their own
+
+
+class Schedule(NamedTuple):
+    """The rows of a trace by the name of the hyperparameter, and when which one holds."""
+
+    values: Mapping[str, Rows]
+    steps_per_row: int
+    stretch: Fraction = Fraction(1)
+    first: int = 0
+
+    def row(self, step: int) -> int:
+        """The row for step number `step`; the last one also for all later steps."""
+        step = self.first + step * self.stretch.denominator // self.stretch.numerator
+        return min(step // self.steps_per_row, self.rows - 1)
+
+    @property
+    def rows(self) -> int:
+        first = next(iter(self.values.values()))
+        return len(next(iter(first.values())) if isinstance(first, Mapping) else first)
+
+    def natural(self, step: int, device: torch.device) -> dict[str, Any]:
+        """The values for step number `step`, as tensors by name, or by name and parameter."""
+        row = self.row(step)
+
+        def value(rows: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.array(rows[row])).to(device)
+
+        return {
+            name: {k: value(own) for k, own in rows.items()} if isinstance(rows, Mapping) else value(rows)
+            for name, rows in self.values.items()
+        }
+
+
+def follow(rule: str, schedule: Schedule, **options: Any) -> Make:
+    """Makes the optimizer of `rule` ("sgd", "adam", "adamw") with the hyperparameters of the schedule; `options` are
+    further arguments of its class. A ValueError where the schedule does not fit a model."""
+
+    def make(params: Params, taken: int) -> torch.optim.Optimizer:
+        _check(schedule, params)
+        groups = _groups(schedule, params)
+        optimizer = OPTIMIZERS[rule]([{"params": [params[name] for name in names]} for names in groups], **options)
+        steps, now = itertools.count(taken), _Present(params, groups)
+
+        @torch.no_grad()
+        def before(*_: Any) -> None:
+            if (row := schedule.row(next(steps))) != now.row:
+                _load(rule, schedule, row, optimizer, now)
+            _prepare(rule, optimizer, now)
+
+        @torch.no_grad()
+        def after(*_: Any) -> None:
+            for name, rate in now.rates.items():
+                torch.lerp(now.before[name], params[name], rate, out=params[name])
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+    return make
+
+
+def _groups(schedule: Schedule, params: Params) -> list[list[str]]:
+    """Names of the parameters that share all settings: each by itself only where something has one for each tensor."""
+    mapped = [rows for rows in schedule.values.values() if isinstance(rows, Mapping)]
+    apart = any(own.ndim == 1 for rows in mapped for own in rows.values())
+    return [[name] for name in params] if apart else [list(params)]
+
+
+@dataclass
+class _Present:
+    """The values of elements that hold now, and the weights before a step that is to be scaled."""
+
+    params: Params
+    groups: list[list[str]]
+    row: int = -1
+    rates: Params = field(default_factory=dict)
+    decays: Params = field(default_factory=dict)
+    before: Params = field(default_factory=dict)
+
+
+def _load(rule: str, schedule: Schedule, row: int, optimizer: torch.optim.Optimizer, now: _Present) -> None:
+    """Let the values of `row` hold."""
+    now.row = row
+    for group, names in zip(optimizer.param_groups, now.groups, strict=True):
+        natural: dict[str, float] = {}
+        for hyper, rows in schedule.values.items():
+            own = rows[names[0]] if isinstance(rows, Mapping) else rows
+            natural[hyper] = float(own[row]) if own.ndim == 1 else NEUTRAL[hyper]
+            if own.ndim > 1 and isinstance(rows, Mapping):
+                elements = {name: torch.from_numpy(np.array(rows[name][row])).to(now.params[name]) for name in names}
+                (now.rates if hyper == "lr" else now.decays).update(elements)
+        group.update(_settings(rule, **natural))
+
+
+def _settings(rule: str, **natural: float) -> dict[str, Any]:
+    """Natural values as an optimizer names them. Momentum 0 would leave out the buffer, which a later row may need."""
+    if rule == "sgd":
+        return {**natural, "momentum": natural["momentum"] or sys.float_info.min}
+    betas = {"betas": (natural.pop("beta1"), natural.pop("beta2"))}
+    return {**natural, **betas}
+
+
+def _prepare(rule: str, optimizer: torch.optim.Optimizer, now: _Present) -> None:
+    """Keep the weights whose step will be scaled, and decay those whose elements decay each by itself."""
+    now.before = {name: now.params[name].clone() for name in now.rates}
+    for group, names in zip(optimizer.param_groups, now.groups, strict=True) if now.decays else ():
+        for name in names:
+            weight, decay = now.params[name], now.decays[name]
+            if rule == "adamw":
+                weight.mul_(1.0 - group["lr"] * decay)
+            else:
+                assert weight.grad is not None
+                weight.grad.addcmul_(decay, weight)
+
+
+def _check(schedule: Schedule, params: Params) -> None:
+    for hyper, rows in schedule.values.items():
+        for name, own in rows.items() if isinstance(rows, Mapping) else ():
+            if own.ndim > 1 and hyper not in ("lr", "weight_decay"):
+                raise ValueError(
+                    f"the trace has {hyper} for every element, but torch.optim takes one for a tensor; replay a run "
+                    "that tunes it global or per tensor"
+                )
+            there = list(params[name].shape) if name in params else "no such parameter"
+            if there != list(own.shape[1:]) and (own.ndim > 1 or name not in params):
+                raise ValueError(
+                    f"the trace has {hyper} of {name} {list(own.shape[1:])}, but the model has {there}; leave "
+                    "task.model as it was"
+                )
+        if isinstance(rows, Mapping) and (new := params.keys() - rows.keys()):
+            raise ValueError(f"the trace has no {hyper} of {min(new)}; leave task.model as it was")
