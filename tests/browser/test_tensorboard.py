@@ -15,17 +15,17 @@ RUNS = [*(f"digits/tuned/member_{m:02d}" for m in range(3)), *(f"digits/fixed/me
 
 
 @pytest.mark.parametrize("tag", ["Loss/Test", "Loss/Validation", "Accuracy/Test"])
-def test_the_scalars_of_every_run_are_shown(tag, group, tensorboard, page):
-    page.open(f"{tensorboard}?tagFilter={tag}#timeseries")
-    page.wait_for(*RUNS, tag)
+def test_the_scalars_of_every_run_are_shown(tag, group, tensorboard, browser):
+    browser.open(f"{tensorboard}?tagFilter={tag}#timeseries")
+    browser.wait_for(*RUNS, tag)
     for directory in group.values():
-        page.wait_for(*(f"{value:.4f}".rstrip("0") for value in summary(directory)["final"][tag.lower()]))
-    assert page.errors() == []
+        browser.wait_for(*(f"{value:.4f}".rstrip("0") for value in summary(directory)["final"][tag.lower()]))
+    assert browser.errors() == []
 
 
-def test_hparams_has_hyperparameters_and_final_losses(group, tensorboard, page):
-    page.open(f"{tensorboard}#hparams")
-    page.wait_for("algorithm", "Ours_LR_Momentum", "Random", "momentum", "Loss/Test", "Loss/Validation")
+def test_hparams_has_hyperparameters_and_final_losses(group, tensorboard, browser):
+    browser.open(f"{tensorboard}#hparams")
+    browser.wait_for("algorithm", "Ours_LR_Momentum", "Random", "momentum", "Loss/Test", "Loss/Validation")
     for directory in group.values():
-        page.wait_for(*(f"{value:.5g}" for value in summary(directory)["final"]["loss/test"]))
-    assert page.errors() == []
+        browser.wait_for(*(f"{value:.5g}" for value in summary(directory)["final"]["loss/test"]))
+    assert browser.errors() == []
