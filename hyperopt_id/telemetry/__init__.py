@@ -31,6 +31,7 @@ from hyperopt_id.telemetry.directory import (
     records,
     remove_traces,
     write_json,
+    write_text,
 )
 from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
@@ -72,8 +73,8 @@ class Telemetry:
             opened.enter_context(self._metrics)
             last = keep_until(self._metrics, -1 if resume_at is None else resume_at)
             if resume_at is None:
-                (self.directory / "config.yaml").write_text(config_text, encoding="utf-8")
                 write_json(self.directory / "config.json", {**config, "start": initial or {}})
+                write_text(self.directory / "config.yaml", config_text)
             environment = describe_environment(self.directory, device)
             write_json(self.directory / "environment.json", environment)
             self._progress = Progress(progress, total, resume_at or 0, self.directory / "log.txt")

@@ -182,6 +182,11 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` so that a reader sees either the old file or the whole new one."""
+    write_text(path, dump(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(dump(value, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

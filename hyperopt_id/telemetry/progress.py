@@ -26,16 +26,17 @@ class _ConsoleHandler(logging.Handler):
 
 
 class Progress:
-    """Shows how far a run of ``total`` hyper-updates (None: nobody knows) is, of which ``done`` were made before.
+    """Shows how far a run of ``total`` hyper-updates (None: nobody knows) is, of which ``done`` were made before; a
+    search counts another ``unit``.
 
     While it is open, messages of the ``hyperopt_id`` loggers go to ``log_file`` and to the terminal (with
     ``none`` only warnings do).
     """
 
-    def __init__(self, mode: str, total: int | None, done: int, log_file: Path) -> None:
+    def __init__(self, mode: str, total: int | None, done: int, log_file: Path, unit: str = "update") -> None:
         if mode not in MODES:
             raise ValueError(f"progress must be one of {', '.join(MODES)}, not {mode!r}")
-        self._total, self._last_line = total, -float("inf")
+        self._total, self._unit, self._last_line = total, unit, -float("inf")
         self._first: tuple[float, int] | None = None  # when the first report came, and of which update
         with_bar = mode == "bar" or (mode == "auto" and sys.stderr.isatty())
         self._bar = tqdm(total=total, initial=done, bar_format=BAR, dynamic_ncols=True) if with_bar else None
@@ -58,7 +59,7 @@ class Progress:
         elif now - self._last_line >= SECONDS_BETWEEN_LINES or update == self._total:
             self._last_line = now
             of = "" if self._total is None else f"/{self._total}"
-            logger.info("update %d%s: %s", update, of, ", ".join([text, *left]))
+            logger.info("%s %d%s: %s", self._unit, update, of, ", ".join([text, *left]))
 
     def _left(self, update: int, now: float) -> list[str]:
         """The time left at the pace since the first report: what came before it, such as compiling, comes once."""
