@@ -1,0 +1,96 @@
+"""What the command lines of all searches have in common: arguments -> config and search directory.
+
+    python -m baselines.<name> -c FILE... [-s K=V ...] [--seed N] [-l DIR -g GROUP -n NAME] [--resume]
+
+A config that names no algorithm means plain training on the training set alone, so that the validation set, by which
+a search chooses, is unseen.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hyperopt_id import config as configs
+from hyperopt_id.cli import FLAGS
+from hyperopt_id.config_schema import Config
+from hyperopt_id.launch import changes, new_directory
+
+PLAIN = Path(__file__).parents[1] / "configs" / "Random_TrainingSetOnly.yaml"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The common options; a search adds its own."""
+    result = argparse.ArgumentParser(description=description)
+    add = result.add_argument
+    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
+    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
+    add("--seed", type=int, metavar="N", help="everything random follows from it")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
+    add("--threads", type=int, metavar="N")
+    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
+    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME")
+    add("-g", "--group", help="default: <data set>_<algorithm>_<search>")
+    add("-n", "--name", help="default: the time")
+    add("--progress", choices=("auto", "bar", "none"))
+    add("--resume", action="store_true", help="continue the search in that directory; without a name, the newest one")
+    return result
+
+
+def load(options: argparse.Namespace) -> Config:
+    """The config that the options state; a ValueError where a search could not choose by validation loss."""
+    if not options.config:
+        raise ValueError("no config: name at least one file, as in -c configs/uci_energy.yaml")
+    given = {key: getattr(options, flag, None) for flag, key in FLAGS.items()}
+    overrides = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in given.items() if v is not None]
+    config = configs.load([PLAIN, *options.config], [*options.set, *overrides])
+    if not config.task.has_validation or "validation" not in config.report.splits:
+        raise ValueError("a search chooses by validation loss: give task validation rows, and report.splits validation")
+    if config.task.train_on != "train":
+        raise ValueError(
+            f"a search chooses by validation loss, which training must not see, but {config.algorithm} trains on "
+            f"{config.task.train_on}; add -s task.train_on=train, or take {PLAIN.stem}.yaml"
+        )
+    return config
+
+
+def directory(options: argparse.Namespace, config: Config, default_name: str) -> Path:
+    """DIR/GROUP/NAME of a search called `default_name`, new or, under --resume, there; a ValueError if it is not so."""
+    group = config.log.group or f"{config.task.name}_{config.algorithm}_{default_name}"
+    path = new_directory(replace(config, log=replace(config.log, group=group)))
+    if options.resume and config.log.name is None:
+        searches = sorted(path.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+        if not searches:
+            raise ValueError(f"--resume: there is no search in {path.parent}; leave --resume out to start one")
+        path = searches[-1].parent
+    there = (path / "config.yaml").is_file()
+    if options.resume and not there:
+        raise ValueError(f"--resume: there is no search (no config.yaml) in {path}; leave --resume out to start one")
+    if not options.resume and path.is_dir() and any(path.iterdir()):
+        what = "already holds a search; continue it with --resume" if there else "is not empty; empty it"
+        raise ValueError(f"the directory {path} {what} or choose another name with -n NAME")
+    return path
+
+
+def check_config(directory: Path, config: Config) -> None:
+    """Raise a ValueError where the search in `directory` was made with another config."""
+    if changed := changes(directory, config):
+        raise ValueError(
+            f"the search in {directory} was made with another config: {'; '.join(changed)}; start a new one instead"
+        )
+
+
+def main(run: Callable[[Sequence[str] | None], object], arguments: Sequence[str] | None = None) -> int:
+    """Exit status of `run(arguments)`. Mistakes of the user end in one line and status 2."""
+    try:
+        run(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    return 0

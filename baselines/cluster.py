@@ -1,0 +1,125 @@
+"""Ray, quietly: an own one on this machine for as long as it is needed, or one that is there.
+
+An own one stays on the loopback device, sends nothing anywhere, and its temporary files go when it does.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+MEMORY = 128 * 2**20  # bytes of Ray's object store, through which only configs go
+PATIENCE = 5.0  # seconds; Ray itself would try for two minutes
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run directories hold what they would write
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables however quiet it is told to be
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where trials run: so many at a time on this machine, or as many as the Ray cluster at `address` has room for."""
+
+    workers: int = 2
+    gpus_per_trial: float = 0.0
+    address: str | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workers", type=int, default=2, metavar="N", help="trials at a time (default %(default)s)")
+    add("--gpus-per-trial", type=float, default=0.0, metavar="F", help="0.25: four trials share a GPU")
+    add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
+
+
+def resources(options: argparse.Namespace) -> Resources:
+    return Resources(options.workers, options.gpus_per_trial, options.address)
+
+
+@contextmanager
+def cluster(resources: Resources) -> Iterator[None]:
+    """A Ray on this machine, or the one at the address; one that has been started in this process is taken as it is. A
+    ValueError where none answers, or it has no room for a trial."""
+    os.environ.update(QUIET)
+    with _running(resources.workers, resources.address):
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        if gpus < resources.gpus_per_trial:
+            raise ValueError(f"given {resources.gpus_per_trial:g} GPUs for each trial, but Ray sees {gpus:g} in all")
+        yield
+
+
+@contextmanager
+def _running(workers: int, address: str | None) -> Iterator[None]:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is not None:
+        _check_address(address)
+    if ray.is_initialized():
+        yield
+        return
+    if workers < 1:
+        raise ValueError(f"given {workers} workers; needed: 1 or more")
+    if address is not None:
+        with _one_line(_unusable(address)):
+            ray.init(address=address, **common)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    folder = tempfile.mkdtemp(prefix="ray_")
+    own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": MEMORY, "_temp_dir": folder}
+    try:
+        with _loopback(), _one_line("Ray cannot be started here"):
+            ray.init(**common, **own)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have Ray listen on 127.0.0.1 alone. It takes `_node_ip_address="127.0.0.1"` for the address of the machine; what
+    it does hear is a setting for other systems, which the environment can only make before Ray is imported."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+
+
+def _unusable(address: str) -> str:
+    return f"cannot use the Ray cluster at {address} (one that was started with a token wants RAY_AUTH_MODE=token here)"
+
+
+def _check_address(address: str) -> None:
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # "auto" and the like, which Ray looks up quickly
+        return
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or leave --address out"
+        ) from error
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

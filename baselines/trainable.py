@@ -1,0 +1,105 @@
+"""A training as Ray Tune sees it: an actor that works on one trial after another.
+
+The data set and the parts of a run are built once for each actor. A trial's config holds
+
+    member     the member of the search's population that it begins as
+    explore    {"id", "changes"}: changes to make to the state that it takes up, unless they have been made to it before
+
+and its reports the training step as "step", the validation loss as "score", which is `WORST` where it is not finite (a
+scheduler compares scores, and NaN compares with nothing), and the gradients that it has spent since the last report.
+One iteration of Tune is one report. A checkpoint holds a name, which tells a trial that the state is another's.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from baselines import training
+from baselines.training import Training, Workshop
+from hyperopt_id import runtime
+from hyperopt_id.build.names import starting_values
+from hyperopt_id.config_schema import Config
+
+WORST = 1e30
+
+
+class Trial(tune.Trainable):
+    """`setup` is given the config of the search, its directory, whether trainings are compiled, the folder that
+    relative paths begin at, and whether a training that has diverged ends at once or waits for other weights."""
+
+    workshop: Workshop
+    current: Training | None
+
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: dict[str, Any], search: Config, directory: str, compiled: bool, folder: str, give_up: bool
+    ) -> None:
+        os.chdir(folder)
+        torch.set_num_threads(search.threads or 1)
+        runtime.keep_freed_memory()
+        self.workshop, self.current = training.open_workshop(search, compiled), None
+        self.runs, self.give_up = Path(directory) / "runs", give_up
+        self.cloned: dict[str, Any] | None = None
+
+    def step(self) -> dict[str, Any]:
+        if self.current is None:
+            self.current = training.begin(self.workshop, self.runs / str(self.trial_name), self.config["member"])
+        before = self.current.progress.update
+        report = training.advance(self.current)
+        diverged = training.is_diverged(self.current)
+        cloned, self.cloned = self.cloned, None
+        last = report["update"] >= self.workshop.plan.updates
+        about = {
+            "report": report,
+            "hyper": {name: values[0] for name, values in starting_values(self.current.config).items()},
+            "diverged": diverged,
+            "cloned": cloned,
+            "explored": self._explored(),
+            "summary": training.summary(self.current),
+        }
+        return {
+            "step": report["step"],
+            "score": score(report["loss/validation"]),
+            "gradients": (report["update"] - before) * self.workshop.gradients,
+            "about": json.dumps(about),  # text, which Tune carries along without looking into it
+            "done": last or (diverged and self.give_up),
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        assert self.current is not None, "a trial is saved after it has reported"
+        tree = training.to_tree(self.current)
+        training.save({**tree, "trial": self.trial_name, "explored": self._explored()}, checkpoint_dir)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        tree = training.load(checkpoint)
+        explore, changes = self.config.get("explore"), None
+        if explore is not None and explore["id"] != tree["explored"]:
+            changes = explore["changes"]
+        self._leave()
+        if tree["trial"] != self.trial_name:
+            step = tree["update"] * self.workshop.plan.steps_per_update
+            self.cloned = {"trial": tree["trial"], "step": step, "changes": changes}
+        self.current = training.take_up(self.workshop, self.runs / str(self.trial_name), tree, changes)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._leave()
+        return True
+
+    def cleanup(self) -> None:
+        self._leave()
+
+    def _explored(self) -> str | None:
+        return (self.config.get("explore") or {}).get("id")
+
+    def _leave(self) -> None:
+        if self.current is not None:
+            self.current.reports.close()
+        self.current, self.cloned = None, None
+
+
+def score(loss: float | None) -> float:
+    """A validation loss, as it is in a report, as a number that compares with every other."""
+    return WORST if loss is None else min(loss, WORST)

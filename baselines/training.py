@@ -1,0 +1,216 @@
+"""One training that a scheduler advances from report to report, leaves, takes up again, clones and perturbs.
+
+Its state is the tree of a checkpoint with its lineage beside it: the config, the reports and the hyperparameter trace
+of all that its weights have gone through. So a run directory always tells the history of the weights in it: after
+weights have been copied from another training, `config.yaml`, `metrics.jsonl` and `trace/` are those of the donor up to
+that step, and to replay the trace is to obtain the weights.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from baselines.perturbation import Change, perturbed
+from hyperopt_id import population
+from hyperopt_id.analysis.cost import gradients_per_update
+from hyperopt_id.analysis.load import load_reports
+from hyperopt_id.build.names import build_space, from_config, pick_device, starting_values
+from hyperopt_id.build.tasks import build_task
+from hyperopt_id.config import config_hash, dump, from_dict, to_dict
+from hyperopt_id.config import load as load_config
+from hyperopt_id.config_schema import Config, LogConfig
+from hyperopt_id.experiment import Progress, stages
+from hyperopt_id.experiment_plan import Parts, Plan
+from hyperopt_id.space import Space
+from hyperopt_id.tasks.task import Task
+from hyperopt_id.telemetry import as_json, first_device, measure, read_json
+from hyperopt_id.telemetry.directory import claim, describe_environment, write_json
+from hyperopt_id.telemetry.measure import dump as dump_json
+from hyperopt_id.telemetry.measure import plain
+from hyperopt_id.telemetry.trace import read_trace
+
+Tree = dict[str, Any]
+
+
+class Workshop(NamedTuple):
+    """What all trainings of a search share: `config` is that of a population with a run for each of them."""
+
+    config: Config
+    task: Task
+    space: Space
+    parts: Parts
+    plan: Plan
+    gradients: float  # of one hyper-update
+
+
+def open_workshop(config: Config, compiled: bool | None = None) -> Workshop:
+    """`compiled` repeats the decision of another workshop."""
+    task = build_task(config, pick_device(config.device))
+    parts, plan = from_config(run_config(config, 0), compiled=compiled, task=task)
+    cost = gradients_per_update(to_dict(config))
+    return Workshop(config, task, build_space(config), parts, replace(plan, checkpoint_every=0), cost)
+
+
+def run_config(config: Config, member: int) -> Config:
+    """Member `member` of a population as a run of its own."""
+    start = {name: (values[member],) for name, values in config.population.start.items()}
+    members = replace(config.population, runs=1, sample=config.population.samples, start=start)
+    return replace(config, seed=config.seed + member, population=members, log=LogConfig(progress="none"))
+
+
+class Reports:
+    """The reports of a run directory, which begin with those in `lines`."""
+
+    def __init__(self, directory: Path, lines: list[str]) -> None:
+        self.directory, self.lines = directory, list(lines)
+        self._file = claim(directory, resuming=True)
+        self._file.truncate(0)
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        self._origin = time.monotonic() - (self.last["time"] if lines else 0.0)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return json.loads(self.lines[-1])
+
+    def report(self, update: int, step: int, values: Mapping[str, Any]) -> None:
+        record: dict[str, Any] = {"step": step, "update": update, "time": time.monotonic() - self._origin}
+        record |= {name: as_json(measure(value, 1), single=True) for name, value in values.items()}
+        self.lines.append(dump_json(record) + "\n")
+        self._file.write(self.lines[-1].encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Training:
+    """A training that is going on in `reports.directory`."""
+
+    config: Config  # of the run that its weights began with
+    parts: Parts
+    plan: Plan
+    reports: Reports
+    progress: Progress
+    stages: Iterator[Progress]
+    began: float
+
+
+def begin(workshop: Workshop, directory: Path, member: int) -> Training:
+    """The run of member `member`, from its start."""
+    config = run_config(workshop.config, member)
+    fresh, _ = from_config(config, compiled=workshop.parts.compiled, task=workshop.task)
+    return _open(workshop, directory, config, [], replace(_parts(workshop, config), start=fresh.start), None)
+
+
+def take_up(workshop: Workshop, directory: Path, tree: Tree, changes: Mapping[str, Change] | None = None) -> Training:
+    """Continue from the tree of a checkpoint, of this training or another one; `changes` are made to it first."""
+    config = from_dict(tree["config"])
+    if changes:
+        raw = perturbed(workshop.space, tree["run"]["raw"], changes)
+        tree = {**tree, "run": {**tree["run"], "raw": raw}}
+    training = _open(workshop, directory, config, tree["reports"], _parts(workshop, config), tree)
+    for name, rows in tree["trace"].items():
+        file = np.load(directory / "trace" / f"{name}.npy", mmap_mode="r+")
+        file[: len(rows)] = rows.numpy()
+    return training
+
+
+def _parts(workshop: Workshop, config: Config) -> Parts:
+    """The workshop's parts for the run of `config`; batches that were drawn ahead for others are forgotten."""
+    feed = population.Feed(workshop.task.batches, workshop.parts.lift)
+    return replace(workshop.parts, seeds=[config.seed], batches=feed)
+
+
+def _open(
+    workshop: Workshop, directory: Path, config: Config, lines: list[str], parts: Parts, tree: Tree | None
+) -> Training:
+    began = time.perf_counter()
+    parts.stopwatch.seconds.update(dict.fromkeys(parts.stopwatch.seconds, 0.0))
+    reports = Reports(directory, lines)
+    _describe(directory, config)
+    if not (directory / "environment.json").is_file():
+        write_json(directory / "environment.json", describe_environment(directory, str(parts.device)))
+    remaining = stages(parts, workshop.plan, reports, resume=tree, remember=None, began=began)
+    return Training(config, parts, workshop.plan, reports, next(remaining), remaining, began)
+
+
+def advance(training: Training) -> dict[str, Any]:
+    """Train until the next report, if there is one to come; the last report, as in `metrics.jsonl`."""
+    training.progress = next(training.stages, training.progress)
+    return training.reports.last
+
+
+def is_diverged(training: Training) -> bool:
+    return bool(training.progress.chunks[0].diverged_at >= 0)
+
+
+def summary(training: Training) -> dict[str, Any]:
+    """As in `summary.json`, of the training so far."""
+    digest = config_hash(replace(training.config, device=training.parts.device.type))
+    return {**plain(training.progress.summary(training.parts, training.began)), "config_hash": digest}
+
+
+def to_tree(training: Training) -> Tree:
+    """The state as a checkpoint holds it, with its lineage."""
+    rows: dict[str, torch.Tensor] = {}
+    if training.plan.trace_every != 0:
+        steps, trace = read_trace(training.reports.directory)
+        written = -(-training.progress.update * training.plan.steps_per_update // steps)
+        rows = {name: torch.from_numpy(np.array(values[:written])) for name, values in trace.items()}
+    return {
+        **training.progress.tree(training.parts, training.began),
+        "compile": training.parts.compiled,
+        "config": to_dict(training.config),
+        "reports": training.reports.lines,
+        "trace": rows,
+    }
+
+
+def end(directory: Path, step: int) -> None:
+    """Make the run that a scheduler has ended after training step `step` a whole run of that many steps."""
+    config = load_config([directory / "config.yaml"])
+    inner, device = config.inner, first_device(directory)
+    if step >= inner.total_steps:
+        return
+    config = replace(config, inner=replace(inner, updates=step // inner.steps_per_update))
+    _describe(directory, config)
+    summary = read_json(directory / "summary.json")
+    digest = config_hash(replace(config, device=device))
+    write_json(directory / "summary.json", {**summary, "config_hash": digest})
+    reports = [line for line in load_reports(directory) if line["step"] <= step]
+    (directory / "metrics.jsonl").write_text("".join(dump_json(line) + "\n" for line in reports))
+    if config.report.trace_every != 0:
+        steps, trace = read_trace(directory)
+        for name, rows in trace.items():
+            np.save(directory / "trace" / f"{name}.npy", np.array(rows[: -(-step // steps)]))
+        write_json(directory / "trace" / "trace.json", {"steps_per_row": min(steps, step)})
+
+
+def _describe(directory: Path, config: Config) -> None:
+    described = plain({**to_dict(config), "start": starting_values(config)})
+    if read_json(directory / "config.json") != described:  # new, or another lineage
+        write_json(directory / "config.json", described)
+        (directory / "config.yaml").write_text(dump(config), encoding="utf-8")
+
+
+def save(tree: Tree, folder: str | Path) -> None:
+    """Write a state; what the folder held before is replaced."""
+    torch.save(tree, Path(folder) / "state.pt")
+
+
+def load(folder: str | Path) -> Tree:
+    return torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+
+
+def without_lineage(tree: Tree) -> Tree:
+    """What a checkpoint in a run directory holds, where the lineage lies beside it."""
+    parts = ("run", "update", "best", "final", "seconds", "compile")
+    return {name: tree[name] for name in parts}

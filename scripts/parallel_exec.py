@@ -1,0 +1,133 @@
+"""Many runs over many workers, of this machine or of a Ray cluster.
+
+    python scripts/parallel_exec.py -c configs/uci_energy.yaml --algorithms Random Ours_LR_Momentum \
+        --repetitions 200 --workers 2 -l runs -g energy
+
+Starts are packed into chunks (`scripts/chunks.py`), each a Ray task that trains a whole population in a run directory
+of its own and checkpoints there. The chunk of a worker that dies is given to another one and continues from its
+checkpoint; the same command completes what Ctrl-C left. `--overrides` names what varies; by default nothing but the
+random start (`scripts/override_generators.py`):
+
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
+
+from chunks import Chunk, check_data, default_size, pack, unfinished
+from override_generators import GENERATORS, generate, known
+
+from hyperopt_id.build.tasks import data_root
+from hyperopt_id.config import load
+from hyperopt_id.config_schema import Config
+
+FLAGS = {"seed": "seed", "device": "device", "dtype": "dtype", "threads": "threads"}  # option -> key of the config
+
+
+def parser() -> argparse.ArgumentParser:
+    generators = "\n".join(f"    {name:<24}{function.__doc__}" for name, function in GENERATORS.items())
+    result = argparse.ArgumentParser(
+        description=f"{__doc__}{generators}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = result.add_argument
+    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
+    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
+    add("--algorithms", nargs="+", default=[], metavar="NAME", help="files in configs/, each merged after -c")
+    add("--repetitions", type=int, metavar="R", help="starts of each variation (default 1, or all of from_directory)")
+    add("--overrides", nargs="+", default=["natural_sgd"], metavar=("NAME", "ARGUMENT"), help="what varies, see above")
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="chunks at a time (default: one a core)")
+    add("--chunk", type=int, metavar="N", help="members of a chunk (default: starts / workers, at most 128)")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of each chunk (default 1)")
+    add("--gpus-per-task", type=float, default=0.0, metavar="F", help="0.25: four chunks share a GPU; 0: on the CPU")
+    add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
+    add("--seed", type=int, metavar="N", help="seed of the first start (default: the config's)")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
+    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
+    add("-l", "--log-dir", default="runs", metavar="DIR", help="runs go to DIR/GROUP/<algorithm>_<first>-<last>")
+    add("-g", "--group", help="default: <data set>")
+    add("--progress", choices=("auto", "bar", "none"), default="auto")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when every run is finished, 1 when some failed, 2 for a mistake of the user, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        chunks = plan(options)
+        todo = unfinished(chunks)
+        if len(todo) < len(chunks):
+            print(f"{len(chunks) - len(todo)} of {len(chunks)} chunks are already finished", file=sys.stderr)
+        failures = execute(todo, options) if todo else {}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    for directory, reason in failures.items():
+        log = directory / "log.txt"
+        print(f"failed: {directory.name}: {reason}" + f"; log: {log}" * log.is_file(), file=sys.stderr)
+    print(f"{len(chunks) - len(failures)} of {len(chunks)} chunks are finished in {chunks[0].directory.parent}")
+    return 1 if failures else 0
+
+
+def plan(options: argparse.Namespace) -> list[Chunk]:
+    """Every chunk that the options mean; a ValueError for what cannot be."""
+    for name in ("workers", "repetitions", "chunk", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: given {value}; allowed: 1 or more")
+    if not options.config:
+        raise ValueError("no config: name at least one file, as in -c configs/uci_energy.yaml")
+    names = [path.stem for path in sorted((ROOT / "configs").glob("[A-Z]*.yaml"))]
+    algorithms = [known(name, names, "--algorithms") for name in options.algorithms]
+    given = {key: getattr(options, flag) for flag, key in FLAGS.items()}
+    overrides = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
+    files = [[*options.config, ROOT / "configs" / f"{name}.yaml"] for name in algorithms] or [options.config]
+    chunks = [chunk for each in files for chunk in _chunks(each, overrides, options)]
+    if not options.gpus_per_task and any(chunk.config.device == "cuda" for chunk in chunks):
+        raise ValueError("device cuda was asked for, but tasks get no GPU; add --gpus-per-task 1, or a part of one")
+    return chunks
+
+
+def _chunks(files: Sequence[Path | str], overrides: Sequence[str], options: argparse.Namespace) -> Iterator[Chunk]:
+    """The chunks of one algorithm."""
+    base = load(files, overrides)
+    name, *arguments = options.overrides
+    for job in generate(name, base, options.repetitions, base.seed, arguments):
+        config = _from_anywhere(load(files, [*overrides, *job.overrides]), options.data_root)
+        label = "_".join(filter(None, (base.algorithm, job.label)))
+        size = options.chunk or default_size(len(job.seeds), options.workers)
+        yield from pack(config, label, job, Path(options.log_dir).resolve() / (options.group or base.task.name), size)
+
+
+def _from_anywhere(config: Config, root: str | None) -> Config:
+    """With absolute paths: a worker starts in a folder of its own, perhaps on another machine."""
+    root = str(data_root(replace(config, data_root=root or config.data_root)).resolve())
+    task, weights = config.task, config.task.model.init_from
+    model = replace(task.model, init_from=weights and str(Path(weights).resolve()))
+    task = replace(task, path=task.path and str(Path(task.path).resolve()), model=model)
+    return replace(config, data_root=root, task=task)
+
+
+def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> dict[Path, str]:
+    """Train all chunks; by directory, why some of them could not be trained."""
+    try:
+        import ray_tasks
+    except ImportError as error:
+        raise ValueError(f"parallel_exec needs Ray: pip install 'hyperopt-id[baselines]' ({error})") from error
+    check_data(chunks)
+    resources = ray_tasks.Resources(options.workers, options.gpus_per_task, options.address)
+    return ray_tasks.train(chunks, resources, options.threads, options.progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The table of experiments, and what becomes of its rows."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import run_all
+from experiments import EXPERIMENTS, STUDY, Experiment, Part
+from override_generators import generate
+
+from hyperopt_id.analysis.load import load_result
+from hyperopt_id.config import load
+
+ROOT = Path(__file__).parents[2]
+DATA = [  # every data set of the study, and the offline one
+    *("digits", "uci_boston", "uci_concrete", "uci_energy", "uci_kin8nm", "uci_naval", "uci_power", "uci_wine"),
+    *("uci_yacht", "fashion_mnist", "fashion_mnist_bn", "penn_treebank", "cifar10"),
+]
+CASES = [
+    pytest.param(part, data, algorithm, id=f"{row.name}, {data}, {algorithm}")
+    for row in EXPERIMENTS
+    for part in row.parts
+    for data in part.data
+    for algorithm in part.algorithms
+]
+
+
+def dry(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, list[list[str]]]:
+    """The commands of each experiment, as words."""
+    assert run_all.main(["--dry-run", *arguments]) == 0
+    found: dict[str, list[list[str]]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("# "):
+            name = line.removeprefix("# ")
+            found[name] = []
+        else:
+            found[name].append(shlex.split(line))
+    return found
+
+
+def after(option: str, command: Sequence[str]) -> list[str]:
+    """The words of one option, up to the next."""
+    words = list(command[command.index(option) + 1 :]) if option in command else []
+    return words[: next((place for place, word in enumerate(words) if word.startswith("-")), None)]
+
+
+# The table
+
+
+def test_there_are_sixteen_experiments():
+    assert len(EXPERIMENTS) == len({row.name for row in EXPERIMENTS}) == 16
+
+
+def test_every_data_set_has_a_table_of_all_nine_algorithms():
+    assert len(STUDY) == 9
+    full = [
+        data for row in EXPERIMENTS for p in row.parts if p.algorithms == STUDY and not p.settings for data in p.data
+    ]
+    assert sorted(full) == sorted(DATA)
+
+
+@pytest.mark.parametrize(
+    "data, starts",
+    [("uci_energy", 200), ("uci_yacht", 200), ("fashion_mnist", 100), ("penn_treebank", 50), ("cifar10", 50)],
+)
+def test_starts_are_those_of_the_study(data: str, starts: int):
+    assert {p.starts for row in EXPERIMENTS for p in row.parts if p.algorithms == STUDY and data in p.data} == {starts}
+
+
+@pytest.mark.parametrize("part, data, algorithm", CASES)
+def test_every_row_is_a_config_that_loads(part: Part, data: str, algorithm: str):
+    files = [ROOT / "configs" / f"{stem}.yaml" for stem in (data, algorithm)]
+    base = load(files, part.settings)
+    name, *arguments = part.overrides
+    for job in generate(name, base, part.starts, 0, arguments):
+        load(files, [*part.settings, *job.overrides])
+
+
+def test_the_page_shows_the_table(capsys: pytest.CaptureFixture[str]):
+    assert run_all.main(["--list"]) == 0
+    assert capsys.readouterr().out in (ROOT / "docs" / "experiments.md").read_text()
+
+
+# Commands
+
+
+def test_dry_run_shows_every_experiment(capsys: pytest.CaptureFixture[str]):
+    found = dry("-l", "/runs", "--workers", "3", "--data-root", "/data", capsys=capsys)
+    assert list(found) == [row.name for row in EXPERIMENTS]
+    (energy,) = found["uci_energy"]
+    given = "-c configs/uci_energy.yaml --algorithms {} --overrides natural_sgd --repetitions 200 -l /runs"
+    given += " --data-root /data --workers 3 -g uci_energy"
+    assert energy == [sys.executable, "scripts/parallel_exec.py", *given.format(" ".join(STUDY)).split()]
+
+
+def test_searches_have_commands_of_their_own(capsys: pytest.CaptureFixture[str]):
+    found = dry("--only", "pbt", "bayesopt", "-l", "/runs", "--data-root", "/data", "--workers", "3", capsys=capsys)
+    given = "-m baselines.pbt -c configs/uci_energy.yaml configs/{0}.yaml --population 200 --interval 100 -l /runs"
+    given += " --data-root /data --workers 3 -g pbt -n uci_energy_{0}"
+    algorithms = ("Random_TrainingSetOnly", "Ours_LR_Momentum")
+    assert found["pbt"] == [[sys.executable, *given.format(name).split()] for name in algorithms]
+    assert [after("--repetitions", command) for command in found["bayesopt"]] == [["32"]] * 4
+
+
+@pytest.mark.parametrize("name", ["bayesopt", "asha", "pbt"])
+def test_a_search_that_was_begun_is_resumed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    begun = tmp_path / name / "uci_energy_Random_TrainingSetOnly"
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").touch()
+    first, second, *_ = dry("--only", name, "-l", str(tmp_path), capsys=capsys)[name]
+    assert ("--resume" in first, "--resume" in second) == (True, False)
+
+
+def test_a_scale_makes_fewer_starts_and_shorter_runs(capsys: pytest.CaptureFixture[str]):
+    """Of whole hyper-updates of every algorithm in the command, two at least; likewise two starts."""
+    found = dry("--scale", "0.05", capsys=capsys)
+    amounts = {
+        name: [
+            (after("--repetitions", c) or after("--trials", c) or after("--population", c), after("-s", c)[-1:])
+            for c in found[name]
+        ]
+        for name in found
+    }
+    assert amounts["uci_energy"] == [(["10"], ["inner.steps=200"])]
+    assert amounts["cifar10"] == [(["2"], ["inner.steps=1620"])]
+    assert amounts["sensitivity"] == [(["5"], ["inner.steps=200"])]
+    assert amounts["asha"] == [(["50"], ["inner.steps=200"])] * 2
+    assert amounts["long_diff_through_opt"][0] == (["3"], ["inner.steps=400"])  # T = 200
+    assert amounts["long_diff_through_opt"][-1] == (["2"], ["inner.steps=8000"])  # T = 4000
+    assert after("--interval", found["pbt"][0]) == ["10"]
+    small = dry("--scale", "0.0001", "--only", "uci_energy", "long_diff_through_opt", capsys=capsys)
+    assert after("-s", small["uci_energy"][0]) == ["inner.steps=20"]
+    assert {after("--repetitions", command)[0] for command in small["long_diff_through_opt"]} == {"2"}
+
+
+@pytest.mark.parametrize(
+    "mistake, said",
+    [
+        (["--only", "sensitivty"], "did you mean sensitivity?"),
+        (["--scale", "0"], "--scale: given 0; allowed: above 0, at most 1"),
+        (["--scale", "2"], "--scale: given 2"),
+        (["--workers", "0"], "--workers: given 0; allowed: 1 or more"),
+        (["--scale", "0.1", "-s", "inner.updats=3"], "inner.updates"),
+    ],
+)
+def test_mistakes_are_one_line(mistake: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert run_all.main(["--dry-run", *mistake]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+# Running
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Experiments a, b, c, whose commands are noted instead of run; `fails` names groups that end with status 1."""
+    rows = tuple(Experiment(name, "", "", (Part(("digits",), ("Random",), 4),)) for name in "abc")
+    noted = SimpleNamespace(ran=[], fails=set(), interrupts=set())
+
+    def execute(command: Sequence[str]) -> int:
+        (name,) = after("-g", command)
+        noted.ran.append(name)
+        if name in noted.interrupts:
+            raise KeyboardInterrupt
+        return int(name in noted.fails)
+
+    monkeypatch.setattr(run_all, "EXPERIMENTS", rows)
+    monkeypatch.setattr(run_all, "execute", execute)
+    return noted
+
+
+def test_one_that_fails_does_not_stop_the_others(
+    three: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    three.fails = {"b"}
+    assert run_all.main(["-l", str(tmp_path)]) == 1
+    assert three.ran == ["a", "b", "c"]
+    said = capsys.readouterr()
+    assert "failed, as said above: b;" in said.err
+    assert "2 of 3 experiments are finished" in said.out
+
+
+def test_what_is_finished_is_not_run_again(three: SimpleNamespace, tmp_path: Path):
+    three.fails = {"b"}
+    run_all.main(["-l", str(tmp_path)])
+    three.fails, three.ran = set(), []
+    assert run_all.main(["-l", str(tmp_path), "--workers", "7"]) == 0  # however many workers
+    assert three.ran == ["b"]
+    assert run_all.main(["-l", str(tmp_path), "--scale", "0.5", "--only", "a"]) == 0
+    assert three.ran == ["b", "a"]  # another scale is another matter
+
+
+def test_ctrl_c_ends_it(three: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    three.interrupts = {"b"}
+    assert run_all.main(["-l", str(tmp_path)]) == 130
+    assert three.ran == ["a", "b"]
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_ctrl_c_reaches_the_command_and_is_waited_for(tmp_path: Path):
+    """A child that ends its work before it goes is given the time."""
+    child = "import pathlib, signal, time\ntry:\n    pathlib.Path('began').touch(); time.sleep(100)\n"
+    child += "except KeyboardInterrupt:\n    time.sleep(0.5); pathlib.Path('tidied up').touch()"
+    code = f"import run_all; run_all.ROOT = {str(tmp_path)!r}; run_all.execute([{sys.executable!r}, '-c', {child!r}])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert (tmp_path / "tidied up").exists()
+
+
+def test_an_experiment_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    row = Experiment("trial", "", "", (Part(("digits",), ("Random",), 40, settings=("inner.compile=off",)),))
+    monkeypatch.setattr(run_all, "EXPERIMENTS", (row,))
+    assert run_all.main(["-l", str(tmp_path), "--scale", "0.05", "--workers", "1"]) == 0
+    result = load_result(tmp_path / "trial" / "Random_000-001")
+    assert not result.diverged.any()
