@@ -104,6 +104,8 @@ def _chunks(files: Sequence[Path | str], overrides: Sequence[str], options: argp
     name, *arguments = options.overrides
     for job in generate(name, base, options.repetitions, base.seed, arguments):
         config = _from_anywhere(load(files, [*overrides, *job.overrides]), options.data_root)
+        if config.device == "auto" and not options.gpus_per_task:
+            config = replace(config, device="cpu")  # whatever a worker may see
         label = "_".join(filter(None, (base.algorithm, job.label)))
         size = options.chunk or default_size(len(job.seeds), options.workers)
         yield from pack(config, label, job, Path(options.log_dir).resolve() / (options.group or base.task.name), size)

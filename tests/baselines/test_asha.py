@@ -209,6 +209,18 @@ def test_a_budget_holds_over_an_interruption(local_ray, monkeypatch, tmp_path):
     assert not (tmp_path / "search" / "ray").exists()
 
 
+def test_a_trial_that_fails_is_said_and_tried_again(local_ray, tmp_path):
+    small = {"trials": 2, "max_steps": 6, "grace": 6}
+    in_the_way = tmp_path / "search" / "runs" / "trial_0001"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    with pytest.raises(ValueError, match=r"1 of 2 trials failed \(.*trial_0001 cannot be written.*\); --resume tries"):
+        asha.search(config(), tmp_path / "search", **small)
+    in_the_way.unlink()
+    asha.search(config(), tmp_path / "search", **small)
+    assert [len(of(lines(tmp_path / "search"), trial)) for trial in range(2)] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
