@@ -7,16 +7,15 @@ a search chooses, is unseen.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hyperopt_id import config as configs
-from hyperopt_id.cli import FLAGS
 from hyperopt_id.config_schema import Config
 from hyperopt_id.launch import changes, new_directory
+from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
 
 PLAIN = Path(__file__).parents[1] / "configs" / "Random_TrainingSetOnly.yaml"
 
@@ -24,29 +23,31 @@ PLAIN = Path(__file__).parents[1] / "configs" / "Random_TrainingSetOnly.yaml"
 def parser(description: str) -> argparse.ArgumentParser:
     """The common options; a search adds its own."""
     result = argparse.ArgumentParser(description=description)
-    add = result.add_argument
-    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
-    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
-    add("--seed", type=int, metavar="N", help="everything random follows from it")
-    add("--device", choices=("auto", "cpu", "cuda"))
-    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
-    add("--threads", type=int, metavar="N")
-    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
-    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME")
-    add("-g", "--group", help="default: <data set>_<algorithm>_<search>")
-    add("-n", "--name", help="default: the time")
-    add("--progress", choices=("auto", "bar", "none"))
-    add("--resume", action="store_true", help="continue the search in that directory; without a name, the newest one")
+    add_options(result, *WHAT, *WHERE, group={"help": "default: <data set>_<algorithm>_<search>"})
+    resume = "continue the search in that directory; without a name, the newest one"
+    result.add_argument("--resume", action="store_true", help=resume)
     return result
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--budget-gradients", type=float, metavar="G", help="gradient evaluations that a search may spend")
+    add("--budget-seconds", type=float, metavar="S", help="seconds that a search may spend")
+
+
+def searching(search: Callable[..., Any], options: argparse.Namespace, name: str, **settings: Any) -> None:
+    """Search as the options say, in the directory that they mean, and print where the result is."""
+    config = load(options)
+    path = directory(options, config, name)
+    search(config, path, **settings, gradients=options.budget_gradients, seconds=options.budget_seconds)
+    print(path / "summary.json")
 
 
 def load(options: argparse.Namespace) -> Config:
     """The config that the options state; a ValueError where a search could not choose by validation loss."""
     if not options.config:
         raise ValueError("no config: name at least one file, as in -c configs/uci_energy.yaml")
-    given = {key: getattr(options, flag, None) for flag, key in FLAGS.items()}
-    overrides = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in given.items() if v is not None]
-    config = configs.load([PLAIN, *options.config], [*options.set, *overrides])
+    config = configs.load([PLAIN, *options.config], [*options.set, *given_flags(options)])
     if not config.task.has_validation or "validation" not in config.report.splits:
         raise ValueError("a search chooses by validation loss: give task validation rows, and report.splits validation")
     if config.task.train_on != "train":
@@ -85,12 +86,4 @@ def check_config(directory: Path, config: Config) -> None:
 
 def main(run: Callable[[Sequence[str] | None], object], arguments: Sequence[str] | None = None) -> int:
     """Exit status of `run(arguments)`. Mistakes of the user end in one line and status 2."""
-    try:
-        run(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
-    return 0
+    return ended(lambda: run(arguments), "stopped; the same command with --resume goes on")

@@ -112,24 +112,19 @@ def run(given: Sequence[str] | None = None) -> None:
     add("--max-steps", type=int, metavar="N", help="training steps of a whole trial (default: the config's)")
     add("--grace", type=int, metavar="N", help="steps before a trial may be stopped (default: up to the first report)")
     add("--reduction", type=float, default=4.0, metavar="F", help="one in F trials goes on (default %(default)s)")
-    add("--budget-gradients", type=float, metavar="G", help="gradient evaluations that the search may spend")
-    add("--budget-seconds", type=float, metavar="S", help="seconds that the search may spend")
+    arguments.add_budget(parser)
     cluster.add_options(parser)
     options = parser.parse_args(given)
-    config = arguments.load(options)
-    directory = arguments.directory(options, config, "asha")
-    search(
-        config,
-        directory,
+    arguments.searching(
+        search,
+        options,
+        "asha",
         trials=options.trials,
         max_steps=options.max_steps,
         grace=options.grace,
         reduction=options.reduction,
-        gradients=options.budget_gradients,
-        seconds=options.budget_seconds,
         resources=cluster.resources(options),
     )
-    print(directory / "summary.json")
 
 
 if __name__ == "__main__":

@@ -105,14 +105,13 @@ def search(
     parallel: int = 1,
     gradients: float | None = None,
     seconds: float | None = None,
-    resume: bool = False,
 ) -> dict[str, Any]:
     """`repetitions` searches of `evaluations` each, or as many as the budget of one holds; `random` of them start at
-    random, and `parallel` are chosen at once. Returns the summary. `resume` continues the search in `directory`.
+    random, and `parallel` are chosen at once. Returns the summary. What is in `directory` already is not done again.
 
     Members of a round have the seeds that `baselines.rounds` states; random starts are those that their seeds draw.
     """
-    _check(directory, evaluations, random, parallel, resume)
+    _check(evaluations, random, parallel)
     settings = {"method": "BayesOpt", "repetitions": repetitions, "evaluations": evaluations, "random": random}
     settings |= {"parallel": parallel, "gradients": gradients, "seconds": seconds}
     plan = rounds.Plan(repetitions, evaluations, parallel, gradients, seconds)
@@ -124,7 +123,7 @@ def search(
     return summary
 
 
-def _check(directory: Path, evaluations: int, random: int, parallel: int, resume: bool) -> None:
+def _check(evaluations: int, random: int, parallel: int) -> None:
     try:
         import skopt  # noqa: F401 - whether it is there
     except ImportError as error:
@@ -133,10 +132,6 @@ def _check(directory: Path, evaluations: int, random: int, parallel: int, resume
         raise ValueError(f"given {evaluations} evaluations, {random} of them random; allowed: 1 or more random ones")
     if parallel < 1:
         raise ValueError(f"given {parallel} evaluations at once; allowed: 1 or more")
-    if resume and not (directory / "config.yaml").is_file():
-        raise ValueError(f"there is no search (no config.yaml) in {directory}; leave the resuming out to start one")
-    if not resume and (directory / "config.yaml").is_file():
-        raise ValueError(f"the directory {directory} already holds a search; resume it, or choose another name")
 
 
 def _chooser(config: Config, repetitions: int, random: int, each: Callable[..., Any]) -> rounds.Choose:
@@ -201,23 +196,17 @@ def run(given: Sequence[str] | None = None) -> None:
     add("--random", type=int, default=5, metavar="N", help="evaluations that start at random")
     add("--repetitions", type=int, default=1, metavar="R", help="independent searches, trained together")
     add("--parallel", type=int, default=1, metavar="Q", help="evaluations of a repetition chosen at once")
-    add("--budget-gradients", type=float, metavar="G", help="gradient evaluations that a repetition may spend")
-    add("--budget-seconds", type=float, metavar="S", help="seconds that a repetition may spend")
+    arguments.add_budget(parser)
     options = parser.parse_args(given)
-    config = arguments.load(options)
-    directory = arguments.directory(options, config, "bayesopt")
-    search(
-        config,
-        directory,
+    arguments.searching(
+        search,
+        options,
+        "bayesopt",
         repetitions=options.repetitions,
         evaluations=options.evaluations,
         random=options.random,
         parallel=options.parallel,
-        gradients=options.budget_gradients,
-        seconds=options.budget_seconds,
-        resume=options.resume,
     )
-    print(directory / "summary.json")
 
 
 if __name__ == "__main__":

@@ -105,23 +105,18 @@ def run(given: Sequence[str] | None = None) -> None:
     add("--population", type=int, default=200, metavar="N", help="members (default %(default)s)")
     add("--max-steps", type=int, metavar="N", help="training steps of each member (default: the config's)")
     add("--interval", type=int, default=100, metavar="N", help="steps between two comparisons (default %(default)s)")
-    add("--budget-gradients", type=float, metavar="G", help="gradient evaluations that the search may spend")
-    add("--budget-seconds", type=float, metavar="S", help="seconds that the search may spend")
+    arguments.add_budget(parser)
     cluster.add_options(parser)
     options = parser.parse_args(given)
-    config = arguments.load(options)
-    directory = arguments.directory(options, config, "pbt")
-    search(
-        config,
-        directory,
+    arguments.searching(
+        search,
+        options,
+        "pbt",
         population=options.population,
         max_steps=options.max_steps,
         interval=options.interval,
-        gradients=options.budget_gradients,
-        seconds=options.budget_seconds,
         resources=cluster.resources(options),
     )
-    print(directory / "summary.json")
 
 
 if __name__ == "__main__":

@@ -71,21 +71,16 @@ def run(given: Sequence[str] | None = None) -> None:
     add("--trials", type=int, metavar="N", help="random starts of each repetition")
     add("--repetitions", type=int, default=1, metavar="R", help="independent searches, trained together")
     add("--batch", type=int, default=1, metavar="B", help="also choose the best of every B trials")
-    add("--budget-gradients", type=float, metavar="G", help="gradient evaluations that a repetition may spend")
-    add("--budget-seconds", type=float, metavar="S", help="seconds that a repetition may spend")
+    arguments.add_budget(parser)
     options = parser.parse_args(given)
-    config = arguments.load(options)
-    directory = arguments.directory(options, config, "random_search")
-    search(
-        config,
-        directory,
+    arguments.searching(
+        search,
+        options,
+        "random_search",
         trials=options.trials,
         repetitions=options.repetitions,
         batch=options.batch,
-        gradients=options.budget_gradients,
-        seconds=options.budget_seconds,
     )
-    print(directory / "summary.json")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from torch import Tensor
 from baselines import arguments, rounds
 from hyperopt_id import launch
 from hyperopt_id.build.plain import in_whole_reports, plain_from_config
-from hyperopt_id.cli import given_flags
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import RULES, Config, HyperConfig, HypergradientConfig, MetaConfig, RuleName
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.optim.plain import Make
+from hyperopt_id.options import given_flags
 from hyperopt_id.rules import State
 from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.search import incumbents

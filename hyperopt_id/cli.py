@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hyperopt_id import launch
@@ -13,21 +12,8 @@ from hyperopt_id import replay as replaying
 from hyperopt_id.build.names import from_config
 from hyperopt_id.config import dump, load
 from hyperopt_id.config_schema import Config
+from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
 from hyperopt_id.telemetry import is_finished
-
-FLAGS = {  # options that are short for a key of the config
-    "runs": "population.runs",
-    "sample": "population.sample",
-    "seed": "seed",
-    "device": "device",
-    "dtype": "dtype",
-    "threads": "threads",
-    "data_root": "data_root",
-    "log_dir": "log.dir",
-    "group": "log.group",
-    "name": "log.name",
-    "progress": "log.progress",
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,19 +22,9 @@ def parser() -> argparse.ArgumentParser:
         description="Train a network and learn its hyperparameters in the same pass, by hypergradients.",
     )
     add = result.add_argument
-    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
-    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
     add("--runs", type=int, metavar="R", help="R independent runs with random starting hyperparameters")
     add("--sample", action="store_true", default=None, help="random starting hyperparameters for a single run, too")
-    add("--seed", type=int, metavar="N", help="everything random follows from it")
-    add("--device", choices=("auto", "cpu", "cuda"))
-    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
-    add("--threads", type=int, metavar="N")
-    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
-    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME (default runs/<dataset>_<algorithm>/<time>)")
-    add("-g", "--group")
-    add("-n", "--name")
-    add("--progress", choices=("auto", "bar", "none"))
+    add_options(result, *WHAT, *WHERE, group={"help": "default: <data set>_<algorithm>"})
     add("--resume", metavar="DIR|auto", help="continue the run in DIR, or the newest unfinished one of the group")
     add("--print-config", action="store_true", help="show the whole config and stop")
     return result
@@ -63,11 +39,8 @@ def replay_parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="a finished run directory, or that of a search, whose best model is meant")
     add("--member", type=int, metavar="M", help="of a population (default: the one with the lowest validation loss)")
     add("--stretch", type=float, default=1.0, metavar="F", help="a run F times as long (default 1)")
-    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="as task.train_on=train+validation")
-    add("-l", "--log-dir", metavar="DIR", help="logs go to DIR/GROUP/NAME (default: beside RUN, as RUN_replay)")
-    add("-g", "--group")
-    add("-n", "--name")
-    add("--progress", choices=("auto", "bar", "none"))
+    beside = {"help": "logs go to DIR/GROUP/NAME (default: beside RUN, as RUN_replay)"}
+    add_options(result, "set", *WHERE, log_dir=beside, name={"help": "default: RUN_replay"})
     add("--resume", action="store_true", help="continue the replay that is there")
     return result
 
@@ -87,23 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """Run what the arguments ask for. Mistakes of the user end in one line and exit status 2."""
-    return _status(_train, parser().parse_args(arguments))
+    options = parser().parse_args(arguments)
+    return ended(lambda: _train(options))
 
 
 def replay(arguments: Sequence[str] | None = None) -> int:
     """Replay the run that the arguments name; ends as `train` does."""
-    return _status(_replay, replay_parser().parse_args(arguments))
-
-
-def _status(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    try:
-        command(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    options = replay_parser().parse_args(arguments)
+    return ended(lambda: _replay(options))
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -118,15 +82,6 @@ def _replay(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--resume: there is no replay (no config.yaml) in {directory}; leave --resume out to start it"
         )
-
-
-def given_flags(options: argparse.Namespace) -> list[str]:
-    """Overrides that options stand for."""
-    return [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for flag, key in FLAGS.items()
-        if (value := getattr(options, flag, None)) is not None
-    ]
 
 
 def _train(options: argparse.Namespace) -> None:

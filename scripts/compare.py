@@ -33,8 +33,8 @@ from hyperopt_id.analysis.figures_cost import draw_best_so_far
 from hyperopt_id.analysis.load_search import Search, load_search
 from hyperopt_id.analysis.page import Code, Heading, Part, Picture, Text, page
 from hyperopt_id.analysis.tables import FORMATS
-from hyperopt_id.cli import given_flags
 from hyperopt_id.config_schema import Config
+from hyperopt_id.options import add_options, given_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOOKS = 20  # reports of a whole run, at which a model may be kept
@@ -74,7 +74,6 @@ def bayesian(config: Config, directory: Path, budget: Budget) -> list[Path]:
     plain = config.inner.total_steps
     evaluations = 30 if gradients is None else int(gradients // plain)
     random = min(5, max(1, evaluations // 6))
-    resume = (directory / "config.yaml").is_file()
     bayesopt.search(
         config,
         directory,
@@ -83,7 +82,6 @@ def bayesian(config: Config, directory: Path, budget: Budget) -> list[Path]:
         random=random,
         gradients=gradients,
         seconds=seconds,
-        resume=resume,
     )
     return [directory]
 
@@ -107,11 +105,14 @@ def population_based(config: Config, directory: Path, budget: Budget) -> list[Pa
 
 
 def one_by_one(search: Callable[..., Any], config: Config, directory: Path, budget: Budget) -> list[Path]:
-    """A search of its own for each repetition; repetition r begins at seed + 10000 r."""
+    """A search of its own for each repetition, all on one Ray; repetition r begins at seed + 10000 r."""
+    from baselines.cluster import Resources, cluster
+
     folders = [directory / f"repetition_{number}" for number in range(budget.repetitions)]
-    for number, folder in enumerate(folders):
-        seeded = replace(config, seed=config.seed + 10_000 * number)
-        search(seeded, folder, gradients=budget.gradients, seconds=budget.seconds)
+    with cluster(Resources()):
+        for number, folder in enumerate(folders):
+            seeded = replace(config, seed=config.seed + 10_000 * number)
+            search(seeded, folder, gradients=budget.gradients, seconds=budget.seconds)
     return folders
 
 
@@ -198,17 +199,11 @@ def write(searches: dict[str, Search], options: argparse.Namespace, budget: Budg
 def run(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare methods on one data set under one budget.")
     add = parser.add_argument
-    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="the data set's YAML file")
-    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
+    add_options(parser, "config", "set", "seed", "device", "threads", "data_root", "progress")
     add("--methods", nargs="+", choices=list(available()), default=list(available()), metavar="NAME")
     add("--budget-gradients", type=float, metavar="N", help="gradient evaluations of a repetition")
     add("--budget-seconds", type=float, metavar="S", help="seconds of a repetition")
     add("--seeds", type=int, default=5, metavar="P", help="repetitions (default %(default)s)")
-    add("--seed", type=int, metavar="N", help="everything random follows from it")
-    add("--device", choices=("auto", "cpu", "cuda"))
-    add("--threads", type=int, metavar="N")
-    add("--data-root", metavar="DIR")
-    add("--progress", choices=("auto", "bar", "none"))
     add("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(given)
     if not options.config:

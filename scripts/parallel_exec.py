@@ -11,7 +11,6 @@ random start (`scripts/override_generators.py`):
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,7 @@ from override_generators import GENERATORS, generate, known
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
-
-FLAGS = {"seed": "seed", "device": "device", "dtype": "dtype", "threads": "threads"}  # option -> key of the config
+from hyperopt_id.options import WHAT, add_options, given_flags
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,23 +35,23 @@ def parser() -> argparse.ArgumentParser:
         description=f"{__doc__}{generators}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
-    add("-c", "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files, later ones win")
-    add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key, dotted")
+    add_options(
+        result,
+        *WHAT,
+        *("log_dir", "group", "progress"),
+        seed={"help": "seed of the first start (default: the config's)"},
+        threads={"default": 1, "help": "CPU threads of each chunk (default 1)"},
+        log_dir={"default": "runs", "help": "runs go to DIR/GROUP/<algorithm>_<first>-<last> (default DIR: runs)"},
+        group={"help": "default: <data set>"},
+        progress={"default": "auto"},
+    )
     add("--algorithms", nargs="+", default=[], metavar="NAME", help="files in configs/, each merged after -c")
     add("--repetitions", type=int, metavar="R", help="starts of each variation (default 1, or all of from_directory)")
     add("--overrides", nargs="+", default=["natural_sgd"], metavar=("NAME", "ARGUMENT"), help="what varies, see above")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="chunks at a time (default: one a core)")
     add("--chunk", type=int, metavar="N", help="members of a chunk (default: starts / workers, at most 128)")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads of each chunk (default 1)")
     add("--gpus-per-task", type=float, default=0.0, metavar="F", help="0.25: four chunks share a GPU; 0: on the CPU")
     add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
-    add("--seed", type=int, metavar="N", help="seed of the first start (default: the config's)")
-    add("--device", choices=("auto", "cpu", "cuda"))
-    add("--dtype", choices=("float32", "float64", "bfloat16"), help="bfloat16: autocast")
-    add("--data-root", metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
-    add("-l", "--log-dir", default="runs", metavar="DIR", help="runs go to DIR/GROUP/<algorithm>_<first>-<last>")
-    add("-g", "--group", help="default: <data set>")
-    add("--progress", choices=("auto", "bar", "none"), default="auto")
     return result
 
 
@@ -89,8 +87,7 @@ def plan(options: argparse.Namespace) -> list[Chunk]:
         raise ValueError("no config: name at least one file, as in -c configs/uci_energy.yaml")
     names = [path.stem for path in sorted((ROOT / "configs").glob("[A-Z]*.yaml"))]
     algorithms = [known(name, names, "--algorithms") for name in options.algorithms]
-    given = {key: getattr(options, flag) for flag, key in FLAGS.items()}
-    overrides = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
+    overrides = [*options.set, *given_flags(options)]
     files = [[*options.config, ROOT / "configs" / f"{name}.yaml"] for name in algorithms] or [options.config]
     chunks = [chunk for each in files for chunk in _chunks(each, overrides, options)]
     if not options.gpus_per_task and any(chunk.config.device == "cuda" for chunk in chunks):

@@ -18,7 +18,7 @@ LAYERS = (  # a name stands for a module, for the files of a package, and for si
     "experiment analysis optim",
     "config",
     "build",  # turns the dataclasses of config into parts, so it stands on config
-    "launch",
+    "launch options",
     "replay",
     "cli",
 )

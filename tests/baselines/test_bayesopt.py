@@ -179,7 +179,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(searched, tmp_path,
     directory, summary = searched
     copy = interrupted(directory, tmp_path / "copy", count, half)
     finished = sorted(path.parent.name for path in copy.glob("runs/*/summary.json"))
-    assert timeless(bayesopt.search(config(SEED), copy, **FOUR, resume=True)) == timeless(summary)
+    assert timeless(bayesopt.search(config(SEED), copy, **FOUR)) == timeless(summary)
     assert timeless(lines(copy)) == timeless(lines(directory))
     for run in finished:
         assert "previous" not in read_json(copy / "runs" / run / "environment.json")  # not trained again
@@ -191,7 +191,7 @@ def test_test_data_choose_nothing(searched, tmp_path):
     copy = interrupted(directory, tmp_path / "copy", 4)
     changed = [{**line, "loss/test": -100.0 * number} for number, line in enumerate(lines(copy))]
     (copy / "search.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
-    after = bayesopt.search(config(SEED), copy, **FOUR, resume=True)
+    after = bayesopt.search(config(SEED), copy, **FOUR)
     assert [line["hyper"] for line in lines(copy)] == [line["hyper"] for line in lines(directory)]
     chosen, before = ([best["evaluation"] for best in s["repetitions"]] for s in (after, summary))
     assert chosen == before
@@ -273,9 +273,5 @@ def test_a_directory_belongs_to_one_search(searched, tmp_path, capsys):
     for message, options in cases.items():
         assert arguments.main(bayesopt.run, [*given, *options]) == 2
         assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
-    with pytest.raises(ValueError, match="already holds a search"):
-        bayesopt.search(config(SEED), copy, **FOUR)
-    with pytest.raises(ValueError, match="there is no search"):
-        bayesopt.search(config(SEED), tmp_path / "other", **FOUR, resume=True)
     assert arguments.main(bayesopt.run, [*given, "--random", "1", "--resume"]) == 0
     assert timeless(read_json(copy / "summary.json")) == timeless(searched[1])

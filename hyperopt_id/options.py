@@ -1,0 +1,71 @@
+"""Command line options that several commands have, each described once, and how commands end."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+FLAGS = {  # options that are short for a key of the config
+    "runs": "population.runs",
+    "sample": "population.sample",
+    "seed": "seed",
+    "device": "device",
+    "dtype": "dtype",
+    "threads": "threads",
+    "data_root": "data_root",
+    "log_dir": "log.dir",
+    "group": "log.group",
+    "name": "log.name",
+    "progress": "log.progress",
+}
+MANY: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "config": (("-c", "--config"), {**MANY, "metavar": "FILE", "help": "YAML files, later ones win"}),
+    "set": (("-s", "--set"), {**MANY, "metavar": "K=V", "help": "override one key, dotted"}),
+    "seed": (("--seed",), {"type": int, "metavar": "N", "help": "everything random follows from it"}),
+    "device": (("--device",), {"choices": ("auto", "cpu", "cuda")}),
+    "dtype": (("--dtype",), {"choices": ("float32", "float64", "bfloat16"), "help": "bfloat16: autocast"}),
+    "threads": (("--threads",), {"type": int, "metavar": "N", "help": "CPU threads (default: torch's choice)"}),
+    "data_root": (
+        ("--data-root",),
+        {"metavar": "DIR", "help": "where data sets live (default: $HYPEROPT_ID_DATA, else ./data)"},
+    ),
+    "log_dir": (("-l", "--log-dir"), {"metavar": "DIR", "help": "logs go to DIR/GROUP/NAME (default DIR: runs)"}),
+    "group": (("-g", "--group"), {}),
+    "name": (("-n", "--name"), {"help": "default: the time"}),
+    "progress": (("--progress",), {"choices": ("auto", "bar", "none")}),
+}
+WHAT = ("config", "set", "seed", "device", "dtype", "threads", "data_root")
+WHERE = ("log_dir", "group", "name", "progress")
+
+
+def add_options(parser: argparse.ArgumentParser, *names: str, **changed: dict[str, Any]) -> None:
+    """Add options by name; `changed` has what is another command's own about one, such as its help or default."""
+    for name in names:
+        flags, settings = OPTIONS[name]
+        parser.add_argument(*flags, **{**settings, **changed.get(name, {})})
+
+
+def given_flags(options: argparse.Namespace) -> list[str]:
+    """Overrides that options stand for."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for flag, key in FLAGS.items()
+        if (value := getattr(options, flag, None)) is not None
+    ]
+
+
+def ended(command: Callable[[], Any], interrupted: str = "") -> int:
+    """Run `command`; the exit status. A mistake of the user ends in one line and 2; Ctrl-C in 130, and a line that says
+    how to go on."""
+    try:
+        command()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130
+    return 0
