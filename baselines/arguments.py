@@ -17,6 +17,8 @@ from hyperopt_id.config_schema import Config
 from hyperopt_id.launch import changes, new_directory
 from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
 
+INSTALL = "python -m pip install -c constraints.txt -e '.[baselines]'"
+ENDS = "--trials N, or a budget (--budget-gradients G, --budget-seconds S)"  # what may end a search
 PLAIN = Path(__file__).parents[1] / "configs" / "Random_TrainingSetOnly.yaml"
 
 
@@ -44,10 +46,16 @@ def searching(search: Callable[..., Any], options: argparse.Namespace, name: str
 
 
 def load(options: argparse.Namespace) -> Config:
-    """The config that the options state; a ValueError where a search could not choose by validation loss."""
+    """The config that the options state, checked."""
     if not options.config:
         raise ValueError("no config: name at least one file, as in -c configs/uci_energy.yaml")
     config = configs.load([PLAIN, *options.config], [*options.set, *given_flags(options)])
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise a ValueError where a search could not choose by the loss on validation data that training has not seen."""
     if not config.task.has_validation or "validation" not in config.report.splits:
         raise ValueError("a search chooses by validation loss: give task validation rows, and report.splits validation")
     if config.task.train_on != "train":
@@ -55,7 +63,6 @@ def load(options: argparse.Namespace) -> Config:
             f"a search chooses by validation loss, which training must not see, but {config.algorithm} trains on "
             f"{config.task.train_on}; add -s task.train_on=train, or take {PLAIN.stem}.yaml"
         )
-    return config
 
 
 def directory(options: argparse.Namespace, config: Config, default_name: str) -> Path:

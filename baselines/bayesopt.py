@@ -100,13 +100,13 @@ def search(
     directory: Path,
     *,
     repetitions: int = 1,
-    evaluations: int = 30,
+    evaluations: int | None = None,
     random: int = 5,
     parallel: int = 1,
     gradients: float | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """`repetitions` searches of `evaluations` each, or as many as the budget of one holds; `random` of them start at
+    """`repetitions` searches of `evaluations` each, or of as many as the budget of one holds; `random` of them start at
     random, and `parallel` are chosen at once. Returns the summary. What is in `directory` already is not done again.
 
     Members of a round have the seeds that `baselines.rounds` states; random starts are those that their seeds draw.
@@ -115,7 +115,7 @@ def search(
     settings = {"method": "BayesOpt", "repetitions": repetitions, "evaluations": evaluations, "random": random}
     settings |= {"parallel": parallel, "gradients": gradients, "seconds": seconds}
     plan = rounds.Plan(repetitions, evaluations, parallel, gradients, seconds)
-    with processes(config, repetitions, evaluations - random) as each:
+    with processes(config, repetitions, rounds.affordable(config, plan) - random) as each:
         choose = _chooser(config, repetitions, random, each)
         found = rounds.complete(rounds.Search(config, directory, settings, plan, choose, _annotate))
     summary = {"method": "BayesOpt", "repetitions": incumbents(found)}
@@ -123,12 +123,12 @@ def search(
     return summary
 
 
-def _check(evaluations: int, random: int, parallel: int) -> None:
+def _check(evaluations: int | None, random: int, parallel: int) -> None:
     try:
         import skopt  # noqa: F401 - whether it is there
     except ImportError as error:
-        raise ValueError("bayesopt needs scikit-optimize: python -m pip install 'hyperopt-id[baselines]'") from error
-    if not 1 <= random <= evaluations:
+        raise ValueError(f"bayesopt needs scikit-optimize: {arguments.INSTALL}") from error
+    if random < 1 or (evaluations is not None and random > evaluations):
         raise ValueError(f"given {evaluations} evaluations, {random} of them random; allowed: 1 or more random ones")
     if parallel < 1:
         raise ValueError(f"given {parallel} evaluations at once; allowed: 1 or more")
@@ -177,7 +177,7 @@ def _annotate(before: Sequence[rounds.Evaluation], lines: Sequence[rounds.Evalua
 
 
 @contextmanager
-def processes(config: Config, repetitions: int, proposals: int) -> Iterator[Callable[..., Any]]:
+def processes(config: Config, repetitions: int, proposals: float) -> Iterator[Callable[..., Any]]:
     """A `map` over repetitions: on as many processes as torch may use threads, where that pays."""
     count = min(config.threads or torch.get_num_threads(), repetitions)
     if count == 1 or repetitions * proposals < PROPOSALS_WORTH_PROCESSES:

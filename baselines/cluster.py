@@ -9,13 +9,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray._private import ray_constants
+from baselines.arguments import INSTALL
 
 MEMORY = 128 * 2**20  # bytes of Ray's object store, through which only configs go
 PATIENCE = 5.0  # seconds; Ray itself would try for two minutes
@@ -47,12 +46,22 @@ def resources(options: argparse.Namespace) -> Resources:
     return Resources(options.workers, options.gpus_per_trial, options.address)
 
 
+def check_ray() -> None:
+    """Raise a ValueError that says what to install where Ray is missing."""
+    try:
+        import ray.tune  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise ValueError(f"Ray is needed: {INSTALL} ({error})") from error
+
+
 @contextmanager
 def cluster(resources: Resources) -> Iterator[None]:
     """A Ray on this machine, or the one at the address; one that has been started in this process is taken as it is. A
     ValueError where none answers, or it has no room for a trial."""
-    os.environ.update(QUIET)
-    with _running(resources.workers, resources.address):
+    check_ray()
+    import ray
+
+    with environment(QUIET), _running(resources.workers, resources.address):
         gpus = ray.cluster_resources().get("GPU", 0.0)
         if gpus < resources.gpus_per_trial:
             raise ValueError(f"given {resources.gpus_per_trial:g} GPUs for each trial, but Ray sees {gpus:g} in all")
@@ -60,7 +69,23 @@ def cluster(resources: Resources) -> Iterator[None]:
 
 
 @contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """With these variables set, for this process and those that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def _running(workers: int, address: str | None) -> Iterator[None]:
+    import ray
+
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is not None:
         _check_address(address)
@@ -92,13 +117,14 @@ def _running(workers: int, address: str | None) -> Iterator[None]:
 def _loopback() -> Iterator[None]:
     """Have Ray listen on 127.0.0.1 alone. It takes `_node_ip_address="127.0.0.1"` for the address of the machine; what
     it does hear is a setting for other systems, which the environment can only make before Ray is imported."""
+    from ray._private import ray_constants
+
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its processes
     try:
-        yield
+        with environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):  # for its processes
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
 def _unusable(address: str) -> str:
@@ -123,3 +149,5 @@ def _one_line(what: str) -> Iterator[None]:
         yield
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+    except SystemExit as error:  # Ray's way to say that one of its processes did not start
+        raise ValueError(f"{what}: it ended with status {error.code}") from error

@@ -5,14 +5,15 @@ A line of `search.jsonl` is one report of one trial: "hyper" are the natural val
 {"trial", "step", "changes"}, from whom, at which step, and what was done to the hyperparameters. A report that repeats
 what an interrupted search had logged before is dropped.
 
-Ray copies the ledger and the budget with everything else that it needs to continue a search, so that files are opened
-in `setup`, which comes after that.
+Ray copies the ledger and the budget with everything else that it needs to continue a search. So the ledger opens files
+in `setup`, which comes after that, and the budget holds nothing but its limits: what is spent, the log says.
 """
 
-import functools
 import json
 import math
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +23,60 @@ from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.progress import Progress
 from hyperopt_id.telemetry.search import SearchLog
 
-
-@functools.cache
-def budget(directory: Path, gradients: float | None, seconds: float | None) -> "Budget":
-    """The budget of the search in `directory`; None: as much as it takes."""
-    return Budget(directory, gradients, seconds)
+TAIL_BYTES = 2**16  # of a log: more than one line
 
 
 class Budget(tune.Stopper):
-    """Ends a search that has spent its gradients or its seconds. Ray makes copies of it at several places, all of which
-    are to know what the ledger knows: a copy is the one that `budget` returns."""
+    """Ends a search in `directory` that has spent its "gradients" or its "seconds"; None: as much as it takes."""
 
-    def __init__(self, directory: Path, gradients: float | None, seconds: float | None) -> None:
-        self.limits = {"gradients": gradients, "seconds": seconds}
-        for name, limit in self.limits.items():
+    def __init__(self, directory: Path, limits: Mapping[str, float | None]) -> None:
+        for name, limit in limits.items():
             if limit is not None and not limit > 0:
                 raise ValueError(f"given a budget of {limit} {name}; allowed: a number above 0")
-        self.directory, self.spent = directory, dict.fromkeys(self.limits, 0.0)
+        self.directory, self.limits = directory, {n: limit for n, limit in limits.items() if limit is not None}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return budget, (self.directory, *self.limits.values())
+    @property
+    def has_limit(self) -> bool:
+        return bool(self.limits)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-    def know(self, logged: list[dict[str, Any]]) -> None:
-        """What has been spent is what the last line says."""
-        self.spent = {name: logged[-1][name] if logged else 0.0 for name in self.limits}
-
     def stop_all(self) -> bool:
-        return any(limit is not None and self.spent[name] >= limit for name, limit in self.limits.items())
+        if not self.limits:
+            return False
+        last = _last_line(self.directory / "search.jsonl")
+        return last is not None and any(last[name] >= limit for name, limit in self.limits.items())
 
 
 class Ledger(tune.Callback):
     """Logs a search of so many `trials` in `directory` and finishes their run directories. `steps` are those of a whole
-    trial; one that has ended counts as whole in what is shown. `mode` as in `log.progress`."""
+    trial; one that has ended counts as whole in what is shown. `trials` None: nobody knows. `mode` as in
+    `log.progress`."""
 
-    def __init__(self, directory: Path, trials: int, steps: int, budget: Budget, mode: str) -> None:
+    def __init__(self, directory: Path, trials: int | None, steps: int, budget: Budget, mode: str) -> None:
         self.directory, self.trials, self.steps, self.budget, self.mode = directory, trials, steps, budget, mode
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.log = SearchLog(self.directory)
         self.known = {_key(line) for line in self.log.records}
         self.best = min((_loss(line) for line in self.log.records), default=math.inf)
-        self.budget.know(self.log.records)
-        self.origin = time.monotonic() - self.budget.spent["seconds"]
+        last = self.log.records[-1] if self.log.records else {"gradients": 0.0, "seconds": 0.0}
+        self.gradients, self.origin = last["gradients"], time.monotonic() - last["seconds"]
         ended = [path.parent.name for path in (self.directory / "runs").glob("*/summary.json")]
         self.reached = dict.fromkeys(ended, self.steps)  # training step, by trial
-        total, done = self.trials * self.steps, sum(self.reached.values())
-        self.progress = Progress(self.mode, total, done, self.directory / "log.txt", unit="step")
+        total = None if self.trials is None else self.trials * self.steps
+        self.progress = Progress(self.mode, total, sum(self.reached.values()), self.directory / "log.txt", unit="step")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         about = json.loads(result["about"])
-        spent = self.budget.spent
         line = {
             "repetition": 0,
             "evaluation": len(self.log.records),
             "hyper": about["hyper"],
-            "gradients": spent["gradients"] + result["gradients"],
+            "gradients": self.gradients + result["gradients"],
             "seconds": time.monotonic() - self.origin,
             **{name: value for name, value in about["report"].items() if name not in ("time", "update")},
             "run": f"runs/{trial}",
@@ -95,7 +90,7 @@ class Ledger(tune.Callback):
             self.known.add(_key(line))
             self.log.append(line)
             self.best = min(self.best, _loss(line))
-            spent.update(gradients=line["gradients"], seconds=line["seconds"])
+            self.gradients = line["gradients"]
         self._show(trial, line["step"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -117,6 +112,17 @@ class Ledger(tune.Callback):
         if self.reached.get(str(trial)) != step:
             self.reached[str(trial)] = step
             self.progress.show(sum(self.reached.values()), {"loss/validation": self.best})
+
+
+def _last_line(log: Path) -> dict[str, Any] | None:
+    """The last whole line of a log, None where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            whole = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return None
+    return json.loads(whole[-1]) if whole else None
 
 
 def _loss(line: dict[str, Any]) -> float:

@@ -4,50 +4,22 @@
 
 A population starts at random. After every interval, a member whose validation loss is in the worst quarter takes over
 the weights of one in the best quarter, with the state of its optimizers and the hyperparameters as they are there by
-now, and goes on with these multiplied by 0.8 or 1.2, or drawn anew: natural values, within their bounds.
+now, and goes on with these multiplied by 0.8 or 1.2, or drawn anew: natural values, within their bounds. The search
+ends when all members have had their steps, even if that leaves a part of a budget.
 """
 
-import random
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import PopulationBasedTraining
-
-from baselines import arguments, cluster, tuning
+from baselines import arguments, cluster
 from baselines.cluster import Resources
-from baselines.ledger import budget
-from baselines.perturbation import explore
-from baselines.tuning import Search
-from hyperopt_id.build.names import build_space
 from hyperopt_id.config_schema import Config
 
 QUARTER = 0.25
-
-
-class Population(PopulationBasedTraining):
-    """Ray's scheduler, which does not remember the members' scores before an interruption: the results that their
-    newest checkpoints were made at tell it."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if trial.checkpoint is None:
-            return
-        state = self._trial_state[trial]
-        result = trial.run_metadata.checkpoint_manager.latest_checkpoint_result.metrics
-        self._save_trial_state(state, result["step"], result, trial)
-        state.last_perturbation_time = result["step"]
-        state.last_checkpoint = trial.checkpoint
-
-
-def explored(config: Config, trial: dict[str, Any]) -> dict[str, Any]:
-    """The config of a trial that takes over from the one with config `trial` (see `baselines.trainable`)."""
-    chance = random.Random(random.getrandbits(64))
-    return {**trial, "explore": {"id": uuid.uuid4().hex, "changes": explore(build_space(config), chance)}}
 
 
 def search(
@@ -66,6 +38,34 @@ def search(
     `max_steps` (default: the config's) are those of each member, `interval` those between two comparisons. The search
     ends when the members together have used up so many `gradients` or `seconds`.
     """
+    cluster.check_ray()
+    from baselines import training, tuning
+    from baselines.schedulers import Population, explored
+
+    config = checked(config, population, max_steps, interval)
+    scheduler = Population(
+        time_attr="step",
+        perturbation_interval=interval,
+        quantile_fraction=QUARTER,
+        custom_explore_fn=partial(explored, config),
+        log_config=False,
+    )
+    pbt = tuning.Search(
+        config,
+        directory,
+        {"method": "PBT", "interval": interval},
+        population,
+        scheduler,
+        is_over=training.never,
+        save_every=1,
+    )
+    return tuning.complete(pbt, {"gradients": gradients, "seconds": seconds}, resources)
+
+
+def checked(config: Config, population: int, max_steps: int | None, interval: int) -> Config:
+    """The config of such a search; a ValueError where that is impossible."""
+    from baselines import tuning
+
     if population < 2:
         raise ValueError(f"given a population of {population}; needed: 2 or more, one to take over from another")
     steps = config.inner.steps_per_update
@@ -77,26 +77,8 @@ def search(
     if interval > config.inner.total_steps:
         raise ValueError(f"given an interval of {interval} steps; a training has {config.inner.total_steps}")
     if config.report.trace_every is None and not any(hyper.tune for hyper in config.space.values()):
-        config = replace(config, report=replace(config.report, trace_every=interval // steps))  # they change only then
-    scheduler = Population(
-        time_attr="step",
-        perturbation_interval=interval,
-        quantile_fraction=QUARTER,
-        custom_explore_fn=partial(explored, config),
-        log_config=False,
-    )
-    return tuning.complete(
-        Search(
-            config,
-            directory,
-            {"method": "PBT", "interval": interval, "gradients": gradients, "seconds": seconds},
-            scheduler,
-            give_up=False,
-            save_every=1,
-            budget=budget(directory.resolve(), gradients, seconds),
-            resources=resources or Resources(),
-        )
-    )
+        return replace(config, report=replace(config.report, trace_every=interval // steps))  # they change only then
+    return config
 
 
 def run(given: Sequence[str] | None = None) -> None:

@@ -40,6 +40,8 @@ def search(
     rounds.searched(config)
     if batch < 1 or (trials or 0) % batch:
         raise ValueError(f"given {trials} trials in batches of {batch}; allowed: 1 or more, and whole batches")
+    if trials is None and gradients is None and seconds is None:
+        raise ValueError(f"nothing says when the search ends: give {arguments.ENDS}")
     together = None if seconds is None else max(1, config.population.chunk // max(1, repetitions))
     plan = rounds.Plan(repetitions, trials, together, gradients, seconds)
     settings = {"method": "random search", "repetitions": repetitions, "trials": trials, "batch": batch}

@@ -93,7 +93,7 @@ def complete(search: Search) -> list[Evaluation]:
     A ValueError where that holds another search, or the budget not a single evaluation.
     """
     plan, directory = search.plan, search.directory
-    total = _affordable(search)
+    total = affordable(search.config, plan)
     together = plan.together or total
     rounds = None if math.isinf(total) else math.ceil(total / together)
     new = claim(directory, search.config, search.settings)
@@ -219,9 +219,9 @@ def first_seed(config: Config, repetitions: int, first: int) -> int:
     return config.seed + repetitions * first
 
 
-def _affordable(search: Search) -> float:
+def affordable(config: Config, plan: Plan) -> float:
     """How many evaluations a repetition has, if its seconds hold out."""
-    plan, cost = search.plan, _cost(search.config)
+    cost = _cost(config)
     total = math.inf if plan.evaluations is None else plan.evaluations
     if plan.gradients is None:
         return total

@@ -1,17 +1,19 @@
 """A training as Ray Tune sees it: an actor that works on one trial after another.
 
-The data set and the parts of a run are built once for each actor. A trial's config holds
+The data set and the parts of a run are built once for each actor. Trial number m begins as member m of the search's
+population. Its config may hold
 
-    member     the member of the search's population that it begins as
     explore    {"id", "changes"}: changes to make to the state that it takes up, unless they have been made to it before
 
-and its reports the training step as "step", the validation loss as "score", which is `WORST` where it is not finite (a
-scheduler compares scores, and NaN compares with nothing), and the gradients that it has spent since the last report.
+and its reports hold the training step as "step", the validation loss as "score", which is `WORST` where it is not
+finite (a scheduler compares scores, and NaN compares with nothing), and the gradients that it has spent since the last
+report.
 One iteration of Tune is one report. A checkpoint holds a name, which tells a trial that the state is another's.
 """
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +31,39 @@ WORST = 1e30
 
 class Trial(tune.Trainable):
     """`setup` is given the config of the search, its directory, whether trainings are compiled, the folder that
-    relative paths begin at, and whether a training that has diverged ends at once or waits for other weights."""
+    relative paths begin at, and what says whether a training is over before its last step."""
 
     workshop: Workshop
     current: Training | None
 
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, config: dict[str, Any], search: Config, directory: str, compiled: bool, folder: str, give_up: bool
+        self,
+        config: dict[str, Any],
+        search: Config,
+        directory: str,
+        compiled: bool,
+        folder: str,
+        is_over: Callable[[Training], bool],
     ) -> None:
         os.chdir(folder)
         torch.set_num_threads(search.threads or 1)
         runtime.keep_freed_memory()
         self.workshop, self.current = training.open_workshop(search, compiled), None
-        self.runs, self.give_up = Path(directory) / "runs", give_up
+        self.runs, self.is_over = Path(directory) / "runs", is_over
         self.cloned: dict[str, Any] | None = None
 
     def step(self) -> dict[str, Any]:
         if self.current is None:
-            self.current = training.begin(self.workshop, self.runs / str(self.trial_name), self.config["member"])
+            name = str(self.trial_name)
+            self.current = training.begin(self.workshop, self.runs / name, member(name))
         before = self.current.progress.update
         report = training.advance(self.current)
-        diverged = training.is_diverged(self.current)
         cloned, self.cloned = self.cloned, None
         last = report["update"] >= self.workshop.plan.updates
         about = {
             "report": report,
             "hyper": {name: values[0] for name, values in starting_values(self.current.config).items()},
-            "diverged": diverged,
+            "diverged": training.is_diverged(self.current),
             "cloned": cloned,
             "explored": self._explored(),
             "summary": training.summary(self.current),
@@ -65,7 +73,7 @@ class Trial(tune.Trainable):
             "score": score(report["loss/validation"]),
             "gradients": (report["update"] - before) * self.workshop.gradients,
             "about": json.dumps(about),  # text, which Tune carries along without looking into it
-            "done": last or (diverged and self.give_up),
+            "done": last or self.is_over(self.current),
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -98,6 +106,16 @@ class Trial(tune.Trainable):
         if self.current is not None:
             self.current.reports.close()
         self.current, self.cloned = None, None
+
+
+def named(number: int) -> str:
+    """The name of a trial, and of its run directory."""
+    return f"trial_{number:04d}"
+
+
+def member(name: str) -> int:
+    """The inverse."""
+    return int(name.removeprefix("trial_"))
 
 
 def score(loss: float | None) -> float:

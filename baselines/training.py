@@ -7,6 +7,7 @@ that step, and to replay the trace is to obtain the weights.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.space import Space
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.telemetry import as_json, first_device, measure, read_json
-from hyperopt_id.telemetry.directory import claim, describe_environment, write_json
+from hyperopt_id.telemetry.directory import claim, describe_environment, write_json, write_text
 from hyperopt_id.telemetry.measure import dump as dump_json
 from hyperopt_id.telemetry.measure import plain
 from hyperopt_id.telemetry.trace import read_trace
@@ -152,6 +153,11 @@ def is_diverged(training: Training) -> bool:
     return bool(training.progress.chunks[0].diverged_at >= 0)
 
 
+def never(training: Training) -> bool:
+    """Whether a training is over that goes on though it has diverged: it may be given other weights."""
+    return False
+
+
 def summary(training: Training) -> dict[str, Any]:
     """As in `summary.json`, of the training so far."""
     digest = config_hash(replace(training.config, device=training.parts.device.type))
@@ -175,30 +181,39 @@ def to_tree(training: Training) -> Tree:
 
 
 def end(directory: Path, step: int) -> None:
-    """Make the run that a scheduler has ended after training step `step` a whole run of that many steps."""
+    """Make the run that a scheduler has ended after training step `step` a whole run of that many steps. What is
+    interrupted is done again: `config.yaml`, which tells, is written last."""
     config = load_config([directory / "config.yaml"])
     inner, device = config.inner, first_device(directory)
     if step >= inner.total_steps:
         return
     config = replace(config, inner=replace(inner, updates=step // inner.steps_per_update))
-    _describe(directory, config)
-    summary = read_json(directory / "summary.json")
-    digest = config_hash(replace(config, device=device))
-    write_json(directory / "summary.json", {**summary, "config_hash": digest})
     reports = [line for line in load_reports(directory) if line["step"] <= step]
-    (directory / "metrics.jsonl").write_text("".join(dump_json(line) + "\n" for line in reports))
+    write_text(directory / "metrics.jsonl", "".join(dump_json(line) + "\n" for line in reports))
     if config.report.trace_every != 0:
         steps, trace = read_trace(directory)
         for name, rows in trace.items():
-            np.save(directory / "trace" / f"{name}.npy", np.array(rows[: -(-step // steps)]))
+            _save_array(directory / "trace" / f"{name}.npy", np.array(rows[: -(-step // steps)]))
         write_json(directory / "trace" / "trace.json", {"steps_per_row": min(steps, step)})
+    summary = read_json(directory / "summary.json")
+    digest = config_hash(replace(config, device=device))
+    write_json(directory / "summary.json", {**summary, "config_hash": digest})
+    _describe(directory, config)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """So that a reader sees either the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)
 
 
 def _describe(directory: Path, config: Config) -> None:
-    described = plain({**to_dict(config), "start": starting_values(config)})
-    if read_json(directory / "config.json") != described:  # new, or another lineage
-        write_json(directory / "config.json", described)
-        (directory / "config.yaml").write_text(dump(config), encoding="utf-8")
+    path, text = directory / "config.yaml", dump(config)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # new, or another lineage
+        write_json(directory / "config.json", plain({**to_dict(config), "start": starting_values(config)}))
+        write_text(path, text)
 
 
 def save(tree: Tree, folder: str | Path) -> None:

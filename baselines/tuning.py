@@ -9,7 +9,7 @@ with. A search that was interrupted goes on by Ray's own restore, from the newes
 
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from baselines import training
-from baselines.cluster import Resources, cluster
+from baselines.arguments import ENDS
+from baselines.cluster import Resources, cluster, environment
 from baselines.directory import claim, discard
 from baselines.ledger import Budget, Ledger
 from baselines.rounds import searched
-from baselines.trainable import Trial
+from baselines.trainable import Trial, named
+from baselines.training import Training
 from hyperopt_id import checkpoint
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config
@@ -32,22 +34,23 @@ from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.search import incumbents
 
 RETRIES = 2  # of a trial whose worker dies
+IN_ORDER = {"TUNE_MAX_PENDING_TRIALS_PG": "1"}  # Ray would make 200 trials ahead, and forget their order
 KEPT = 4  # checkpoints of a trial: with fewer, one that is to be copied may be gone
 
 
 @dataclass(frozen=True)
 class Search:
-    """`settings`, plain data, tell searches with one config apart; "method" is among them. `give_up`: a trial that has
-    diverged ends at once. `save_every`: reports between two checkpoints of a trial that goes on."""
+    """`settings`, plain data, tell searches with one config apart; "method" is among them. `trials` None: new ones
+    until the budget is spent. `is_over` says whether a training ends before its last step, `save_every` how many
+    reports lie between two checkpoints of one that goes on."""
 
     config: Config
     directory: Path
     settings: Mapping[str, Any]
+    trials: int | None
     scheduler: TrialScheduler
-    give_up: bool
+    is_over: Callable[[Training], bool]
     save_every: int
-    budget: Budget
-    resources: Resources
 
 
 def population_config(config: Config, trials: int, max_steps: int | None, report_every: int | None) -> Config:
@@ -65,28 +68,34 @@ def population_config(config: Config, trials: int, max_steps: int | None, report
     return from_dict(to_dict(replace(config, inner=inner, population=members, report=report)))
 
 
-def complete(search: Search) -> dict[str, Any]:
-    """The summary of a search, after doing what is still to be done. A `KeyboardInterrupt` where it was stopped in the
-    middle; a ValueError for a mistake of the user, and for trials that failed."""
-    search = replace(search, config=_placed(search.config, search.resources.gpus_per_trial > 0))
+def complete(search: Search, limits: Mapping[str, float | None], resources: Resources | None = None) -> dict[str, Any]:
+    """The summary of a search, after doing what is still to be done. `limits` are the "gradients" and "seconds" that
+    it may spend. A `KeyboardInterrupt` where Ctrl-C stopped it; a ValueError for a mistake of the user, and for trials
+    that failed."""
+    resources = resources or Resources()
+    search = replace(search, config=_placed(search.config, resources.gpus_per_trial > 0))
     directory, config = search.directory, search.config
-    new = claim(directory, config, search.settings)
+    budget = Budget(directory.resolve(), limits)
+    if search.trials is None and not budget.has_limit:
+        raise ValueError(f"nothing says when the search ends: give {ENDS}")
+    new = claim(directory, config, {**search.settings, **limits, "trials": search.trials})
     if is_finished(directory):
+        shutil.rmtree(directory / "ray", ignore_errors=True)
         return read_json(directory / "summary.json")
     try:
         compiled = _compiled(search)  # what is wrong with the config or the data is said here, once
-        with cluster(search.resources):
+        with cluster(resources), environment(IN_ORDER if search.trials is None else {}):
             before = random.getstate()
             random.seed(f"{config.seed}/{len(lines(directory))}")  # Ray's schedulers draw from here
             try:
-                results = _tuner(search, compiled).fit()
+                results = _tuner(search, budget, resources, compiled).fit()
             finally:
                 random.setstate(before)
     except ValueError:
         if new and not lines(directory):
             discard(directory)
         raise
-    return _conclude(search, results)
+    return _conclude(search, budget, results)
 
 
 def _placed(config: Config, on_gpu: bool) -> Config:
@@ -106,20 +115,19 @@ def _compiled(search: Search) -> bool:
     return decided
 
 
-def _tuner(search: Search, compiled: bool) -> tune.Tuner:
+def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool) -> tune.Tuner:
     """A new one, or the one that Ray restores from what it left in the directory."""
-    directory, config, resources = search.directory.resolve(), search.config, search.resources
+    directory, config, trials = search.directory.resolve(), search.config, search.trials
     given = {"search": config, "directory": str(directory), "compiled": compiled, "folder": str(Path.cwd())}
     needed = {"cpu": 1, "gpu": resources.gpus_per_trial}
-    trainable = tune.with_resources(tune.with_parameters(Trial, **given, give_up=search.give_up), needed)
+    trainable = tune.with_resources(tune.with_parameters(Trial, **given, is_over=search.is_over), needed)
     there = str(directory / "ray")
     if tune.Tuner.can_restore(there):
         return tune.Tuner.restore(there, trainable, resume_unfinished=True, resume_errored=True)
-    trials = config.population.runs
     return tune.Tuner(
         trainable,
-        param_space={"member": tune.grid_search(list(range(trials)))},
         tune_config=tune.TuneConfig(
+            num_samples=-1 if trials is None else trials,
             metric="score",
             mode="min",
             scheduler=search.scheduler,
@@ -130,8 +138,8 @@ def _tuner(search: Search, compiled: bool) -> tune.Tuner:
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(directory),
-            stop=search.budget,
-            callbacks=[Ledger(directory, trials, config.inner.total_steps, search.budget, config.log.progress)],
+            stop=budget,
+            callbacks=[Ledger(directory, trials, config.inner.total_steps, budget, config.log.progress)],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=KEPT, checkpoint_frequency=search.save_every, checkpoint_at_end=True
@@ -142,7 +150,7 @@ def _tuner(search: Search, compiled: bool) -> tune.Tuner:
 
 
 def _name(trial: Any) -> str:
-    return f"trial_{trial.config['member']:04d}"
+    return named(int(trial.trial_id.rpartition("_")[2]))  # Ray counts them there
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
@@ -153,29 +161,29 @@ def lines(directory: Path) -> list[dict[str, Any]]:
         return [line for line, _ in records(file)]
 
 
-def _conclude(search: Search, results: tune.ResultGrid) -> dict[str, Any]:
+def _conclude(search: Search, budget: Budget, results: tune.ResultGrid) -> dict[str, Any]:
     """The summary of a search that is finished, with the newest checkpoint of each trial where runs have it."""
-    directory, trials = search.directory, search.config.population.runs
+    directory, trials = search.directory, search.trials
     if results.errors:
         first = str(results.errors[0]).strip().splitlines()[-1]
-        raise ValueError(f"{len(results.errors)} of {trials} trials failed ({first}); --resume tries them again")
+        raise ValueError(f"{len(results.errors)} of {len(results)} trials failed ({first}); --resume tries them again")
+    runs = sorted((directory / "runs").glob("trial_*"))
+    finished = [run for run in runs if is_finished(run)]
+    if not budget.stop_all() and (trials is None or len(finished) < trials):  # Ray answers Ctrl-C by coming back
+        of = "" if trials is None else f" of {trials}"
+        raise KeyboardInterrupt(f"Ray was stopped when {len(finished)}{of} trials were finished; --resume goes on")
     logged = lines(directory)
-    search.budget.know(logged)
-    runs = [directory / "runs" / f"trial_{member:04d}" for member in range(trials)]
-    if not all(map(is_finished, runs)) and not search.budget.stop_all():
-        raise KeyboardInterrupt
     steps = {Path(line["run"]).name: line["step"] for line in logged}  # the last of each
-    for run in runs:
-        if is_finished(run):
-            _keep_checkpoint(directory / "ray" / run.name, run)
-            training.end(run, steps[run.name])
-        else:  # its first report would have come after the budget was spent
-            shutil.rmtree(run, ignore_errors=True)
-    shutil.rmtree(directory / "ray")
+    for run in finished:
+        _keep_checkpoint(directory / "ray" / run.name, run)
+        training.end(run, steps[run.name])
+    for run in set(runs) - set(finished):  # its first report would have come after the budget was spent
+        shutil.rmtree(run, ignore_errors=True)
     tunes = any(hyper.tune for hyper in search.config.space.values())
     method = search.settings["method"] + (f" + {search.config.algorithm}" if tunes else "")
     found = {"method": method, "repetitions": incumbents(logged)}
     write_json(directory / "summary.json", found)
+    shutil.rmtree(directory / "ray")
     return found
 
 

@@ -64,8 +64,8 @@ def ended(command: Callable[[], Any], interrupted: str = "") -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        if interrupted:
-            print(interrupted, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if said := str(error) or interrupted:
+            print(said, file=sys.stderr)
         return 130
     return 0

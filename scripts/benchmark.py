@@ -1,7 +1,7 @@
 """Speed and memory against plain PyTorch, as ratios measured in one process.
 
     python scripts/benchmark.py                       all tables, on the CPU
-    python scripts/benchmark.py step models           some of them: step, models, population, memory
+    python scripts/benchmark.py step models           some of them: step, models, population, peers, memory
     python scripts/benchmark.py --device cuda --json benchmark.json
 
 The contestants of a table take turns, a few hundred steps each, and the table shows medians over the rounds of
@@ -19,99 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from measuring import Loop, Row, compare, forget_peak, machine, markdown, peak_bytes
-from torch import nn
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 
-from hyperopt_id import (
-    LOG10,
-    LOGIT,
-    Dataset,
-    Execution,
-    Hyper,
-    Plan,
-    Space,
-    assemble,
-    curvature,
-    hypergrad,
-    population,
-    rules,
-    runtime,
-    supervised,
-)
-from hyperopt_id.experiment import Parts, hyper_update
-from hyperopt_id.hypergrad import Engine
+from measuring import Row, compare, forget_peak, machine, markdown, peak_bytes
+from workloads import Workload, space, stepper
+
+from baselines import diff_through_opt
+from hyperopt_id import Execution, curvature, hypergrad, runtime
+from hyperopt_id.config import load
+from hyperopt_id.config_schema import Config
 from hyperopt_id.tasks import models
 
-ROOT = Path(__file__).parents[1]
 SECONDS_PUBLISHED = 29.0  # the published code: one run of UCI Energy, 4000 steps, on one core
-
-
-def space(*tuned: str, granularity: str = "global") -> Space:
-    """SGD's hyperparameters, of which some are tuned; the learning rate at the given granularity."""
-
-    def tune(name: str) -> tuple[str, ...]:
-        return () if name not in tuned else (granularity if name == "lr" else "global",)
-
-    return Space(
-        {
-            "lr": Hyper(1e-3, LOG10, (1e-10, 1.0), (1e-6, 1e-1), tune("lr")),
-            "weight_decay": Hyper(1e-6, LOG10, None, (1e-7, 1e-2), tune("weight_decay")),
-            "momentum": Hyper(0.5, LOGIT, None, (0.0, 1.0), tune("momentum")),
-        }
-    )
-
-
-class Workload:
-    """A model on random data, as a plain PyTorch loop and as parts of ours."""
-
-    def __init__(
-        self, model: Callable[[], nn.Module], inputs: tuple[int, ...], rows: int, device: str, batch: int = 50
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        targets = torch.randint(0, 10, (rows,), generator=generator)
-        splits = {"train": (0, rows * 3 // 4), "validation": (rows * 3 // 4, rows - 50), "test": (rows - 50, rows)}
-        self.data = Dataset(torch.randn(rows, *inputs, generator=generator), targets, splits).to(device)
-        self.model, self.device, self.batch = model, device, batch
-        self.task = supervised(self.data, model, "cross_entropy", batch_size=batch)
-
-    def plain(self) -> Loop:
-        """What people write: a module, `torch.optim.SGD`, batches by index from data on the device."""
-        module = self.model().to(self.device)
-        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.5, weight_decay=1e-6)
-        inputs, targets, last, batch = self.data.inputs, self.data.targets, self.data.splits["train"][1], self.batch
-
-        def loop(steps: int) -> None:
-            order = torch.randperm(last, device=self.device)
-            for step in range(steps):
-                index = order[(step * batch) % (last - batch) :][:batch]
-                optimizer.zero_grad()
-                F.cross_entropy(module(inputs[index]), targets[index]).backward()
-                optimizer.step()
-
-        return loop
-
-    def ours(self, engine: Engine, tuned: Space, steps_per_update: int = 10, **options: Any) -> Loop:
-        parts = assemble(self.task, rule=rules.sgd(), space=tuned, engine=engine, **options)
-        return stepper(parts, Plan(updates=1, steps_per_update=steps_per_update))
-
-
-def stepper(parts: Parts, plan: Plan) -> Loop:
-    """Hyper-updates of the first chunk, without evaluation and logging."""
-    members = parts.members[0]
-    state = {"chunk": population.split(parts.start(), parts.members[:1], parts.lift)[0], "update": 0}
-
-    def loop(steps: int) -> None:
-        for _ in range(steps // plan.steps_per_update):
-            state["chunk"], _ = hyper_update(parts, plan, state["update"], state["chunk"], members)
-            state["update"] += 1
-
-    return loop
 
 
 def step_table(device: str, rounds: int) -> list[Row]:
@@ -128,6 +52,8 @@ def step_table(device: str, rounds: int) -> list[Row]:
         "ours, not tuning, compiled": work.ours(hypergrad.no_gradient(), space(), execution=compiled),
         "Ours_LR_Momentum, eager": work.ours(hypergrad.neumann(5), scalar),
         "Ours_LR_Momentum, compiled": work.ours(hypergrad.neumann(5), scalar, execution=compiled),
+        "replay of Ours_LR_Momentum": work.replay("global"),
+        "replay of Ours_HDLR": work.replay("element"),
         "Ours_HDLR, eager": work.ours(hypergrad.neumann(5), element),
         "Ours_HDLR, compiled": work.ours(hypergrad.neumann(5), element, execution=compiled),
     }
@@ -203,6 +129,32 @@ def population_table(device: str, rounds: int) -> list[Row]:
     return rows
 
 
+def through_opt(data: str, steps: int, window: int, device: str) -> Config:
+    """Diff-through-Opt on a data set: through the last `window` of every `steps` steps."""
+    files = [diff_through_opt.ALGORITHM, ROOT / "configs" / f"{data}.yaml"]
+    lengths = [f"inner={{steps_per_update: {steps}, updates: 1}}", f"hypergradient.window={window}"]
+    return load(files, [*lengths, f"device={device}"])
+
+
+def peers_table(device: str, rounds: int) -> list[Row]:
+    """Diff-through-Opt by the library `higher` and by our `unroll`: one hyper-update of T steps, the last W of them
+    differentiated through, and the memory that it needs beyond the data."""
+    rows = []
+    for steps, window in ((10, 5), (200, 200)):
+        config = through_opt("digits", steps, window, device)
+        build = {**diff_through_opt.BACKENDS, "unroll, compiled": diff_through_opt.BACKENDS["unroll"]}
+        loops = {
+            name: stepper(*build[name](config, compiled=name.endswith("compiled")))
+            for name in ("higher", "unroll", "unroll, compiled")
+        }
+        for name, times in compare(loops, 200, rounds, device).items():
+            row = {"T": steps, "W": window, "contestant": name, "milliseconds": times["microseconds"] * steps / 1000}
+            known = name in diff_through_opt.BACKENDS
+            memory = peak_apart(name, steps, window, device) if known else ""
+            rows.append({**row, "ratio": times["ratio"], "MiB": memory})
+    return rows
+
+
 def memory_table(device: str, rounds: int) -> list[Row]:
     """Peak memory of a process that trains an MLP 784-1000-1000-10 with batch 500, beyond its data: weights, optimizer
     state, gradients, activations."""
@@ -213,31 +165,49 @@ def memory_table(device: str, rounds: int) -> list[Row]:
         ("neumann(5), T = 10, 400 steps", 10, 40),
         ("neumann(5), T = 100, 400 steps", 100, 4),
     ):
-        command = [sys.executable, __file__, "--peak", contestant, str(period), str(updates), "--device", device]
-        # Without a heap of its own, malloc returns what is freed, so that the resident memory is what tensors hold.
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384"}
-        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        rows.append({"contestant": contestant, "MiB": float(printed)})
+        rows.append({"contestant": contestant, "MiB": peak_apart(contestant, period, updates, device)})
     for row in rows:
         row["ratio"] = row["MiB"] / rows[0]["MiB"]
     return rows
 
 
-def peak(contestant: str, period: int, updates: int, device: str) -> float:
-    """MiB that training needs at most, measured in this process."""
-    tuned = space("lr", "weight_decay", "momentum")
-    small = Workload(lambda: models.mlp([784, 10]), (784,), 400, device)
-    for loop in (small.plain(), small.ours(hypergrad.neumann(5), tuned)):
+def peak_apart(contestant: str, *counts: Any) -> float:
+    """`peak` in a process of its own."""
+    *numbers, device = map(str, counts)
+    command = [sys.executable, __file__, "--peak", contestant, *numbers, "--device", device]
+    # Without a heap of its own, malloc returns what is freed, so that the resident memory is what tensors hold.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384"}
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def peak(contestant: str, period: int, count: int, device: str) -> float:
+    """MiB that training needs at most, measured in this process: `count` hyper-updates of `period` steps, or, by a
+    backend of Diff-through-Opt, one through the last `count` of them."""
+    if contestant in diff_through_opt.BACKENDS:
+        build, updates = diff_through_opt.BACKENDS[contestant], 1
+        warm = [stepper(*build(through_opt("digits", 10, 5, device), compiled=False))]
+        make = partial(stepper, *build(through_opt("digits", period, count, device), compiled=False))
+    else:
+        tuned, updates = space("lr", "weight_decay", "momentum"), count
+        small = Workload(lambda: models.mlp([784, 10]), (784,), 400, device)
+        warm = [small.plain(), small.ours(hypergrad.neumann(5), tuned)]
+        work = Workload(lambda: models.mlp([784, 1000, 1000, 10]), (784,), 4_000, device, batch=500)
+        plain = contestant.startswith("plain")
+        make = work.plain if plain else partial(work.ours, hypergrad.neumann(5), tuned, period)
+    for loop in warm:
         loop(10)  # libraries allocate their own buffers at first use
-    work = Workload(lambda: models.mlp([784, 1000, 1000, 10]), (784,), 4_000, device, batch=500)
     before = forget_peak(device)
-    plain = contestant.startswith("plain")
-    loop = work.plain() if plain else work.ours(hypergrad.neumann(5), tuned, period)
-    loop(period * updates)
+    make()(period * updates)
     return (peak_bytes(device) - before) / 2**20
 
 
-TABLES = {"step": step_table, "models": models_table, "population": population_table, "memory": memory_table}
+TABLES = {
+    "step": step_table,
+    "models": models_table,
+    "population": population_table,
+    "peers": peers_table,
+    "memory": memory_table,
+}
 
 
 def main() -> None:

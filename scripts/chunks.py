@@ -115,7 +115,9 @@ def check_data(chunks: Sequence[Chunk]) -> None:
             build_task(chunk.config, torch.device("cpu"))
 
 
-_last: list[Config] = []  # of this process: the config that its compiled programs are of
+# The config that the compiled programs of this process are of: torch keeps them for the process, not for a caller, and
+# a worker hands nothing from one task to the next, so only the process can remember.
+_last: list[Config] = []
 
 
 def train(tree: dict[str, Any], directory: Path) -> None:

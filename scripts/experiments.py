@@ -25,7 +25,7 @@ UCI = ("uci_energy", "uci_kin8nm", "uci_power")  # those of the study's main tex
 FASHION = ("fashion_mnist",)
 MORE_UCI = ("uci_boston", "uci_concrete", "uci_naval", "uci_wine", "uci_yacht")
 
-Method = Literal["parallel_exec", "bayesopt", "asha", "pbt"]
+Method = Literal["parallel_exec", "random_search", "bayesopt", "asha", "pbt"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Experiment:
 
 
 LOSSES = "final losses (table, distribution), losses and learning rates over time"
+BEST = "best test metric so far against seconds"
+OURS = 16  # trainings by Ours_LR_Momentum, which take 1.9 gradients a step, for the cost of 30 plain ones
 ONE_EACH, FEW = {"chunk": 1}, {"chunk": 4}  # where many together would not fit into memory
 WIDE = (  # beyond what trains well, to see the borders
     "space.lr.sample=[1e-6,10]",
@@ -143,20 +145,24 @@ EXPERIMENTS = (
     ),
     Experiment(
         "bayesopt",
-        "5 random and 25 guided evaluations, 32 repetitions",
-        "best test metric so far against seconds",
-        (Part((*UCI, *FASHION), INSIDE[:1], 32, method="bayesopt", options={"evaluations": 30, "random": 5}),),
+        "5 random and 25 guided evaluations, 32 repetitions; beside it, random starts that cost as much",
+        BEST,
+        (
+            Part((*UCI, *FASHION), INSIDE[:1], 32, method="bayesopt", options={"evaluations": 30, "random": 5}),
+            Part((*UCI, *FASHION), INSIDE[:1], 32, method="random_search", options={"trials": 30}, group="random"),
+            Part((*UCI, *FASHION), INSIDE[1:], 32, method="random_search", options={"trials": OURS}, group="random"),
+        ),
     ),
     Experiment(
         "asha",
         "up to 4000 steps, with plain training and with Ours_LR_Momentum inside",
-        "best test metric so far against seconds",
+        BEST,
         (Part(UCI[:1], INSIDE, 1000, method="asha"),),
     ),
     Experiment(
         "pbt",
         "200 members, compared every 100 steps, with plain training and with Ours_LR_Momentum inside",
-        "best test metric so far against seconds",
+        BEST,
         (Part(UCI[:1], INSIDE, 200, method="pbt", options={"interval": 100}),),
     ),
     Experiment(

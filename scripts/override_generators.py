@@ -137,8 +137,8 @@ def known(name: str, choices: Sequence[str] | Mapping[str, object], what: str) -
         return name
     lowered = {choice.lower(): choice for choice in choices}
     near = [lowered[match] for match in get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)]
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"{what}: there is no {name!r}; {hint}Choose from {', '.join(choices)}")
+    hint = f"; did you mean {near[0]}?" if near else ","
+    raise ValueError(f"{what}: there is no {name!r}{hint} allowed: {', '.join(choices)}")
 
 
 def _seeds(repetitions: int | None, seed: int) -> tuple[int, ...]:

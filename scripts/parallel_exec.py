@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 from chunks import Chunk, check_data, default_size, pack, unfinished
 from override_generators import GENERATORS, generate, known
 
+from baselines.cluster import check_ray
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -119,10 +120,9 @@ def _from_anywhere(config: Config, root: str | None) -> Config:
 
 def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> dict[Path, str]:
     """Train all chunks; by directory, why some of them could not be trained."""
-    try:
-        import ray_tasks
-    except ImportError as error:
-        raise ValueError(f"parallel_exec needs Ray: pip install 'hyperopt-id[baselines]' ({error})") from error
+    check_ray()
+    import ray_tasks
+
     check_data(chunks)
     resources = ray_tasks.Resources(options.workers, options.gpus_per_task, options.address)
     return ray_tasks.train(chunks, resources, options.threads, options.progress)

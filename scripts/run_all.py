@@ -31,6 +31,7 @@ from hyperopt_id.telemetry.directory import read_json, write_json
 FEWEST_STARTS, FEWEST_UPDATES = 2, 2  # however small the scale
 COUNTS: dict[Method, str] = {  # the option that says how many
     "parallel_exec": "--repetitions",
+    "random_search": "--repetitions",
     "bayesopt": "--repetitions",
     "asha": "--trials",
     "pbt": "--population",
@@ -138,8 +139,9 @@ def _search(experiment: Experiment, part: Part, data: str, algorithm: str, optio
     name = f"{data}_{algorithm}"
     what = [sys.executable, "-m", f"baselines.{part.method}", "-c", f"configs/{data}.yaml", f"configs/{algorithm}.yaml"]
     what += _amounts(part, data, (algorithm,), options)
-    where = [*_where(options, "--gpus-per-trial", part), "-g", experiment.name, "-n", name]
-    begun = (options.log_dir / experiment.name / name / "config.yaml").is_file()
+    group = "/".join(filter(None, (experiment.name, part.group)))
+    where = [*_where(options, "--gpus-per-trial", part), "-g", group, "-n", name]
+    begun = (options.log_dir / group / name / "config.yaml").is_file()
     return what, [*where, *(["--resume"] if begun else [])]
 
 
@@ -171,7 +173,7 @@ def _where(options: argparse.Namespace, gpus: str, part: Part) -> list[str]:
     """Absolute, since commands run in the root of the repository."""
     root = options.data_root or Path(os.environ.get("HYPEROPT_ID_DATA") or "data")
     where = ["-l", str(options.log_dir.resolve()), "--data-root", str(root.resolve())]
-    if part.method == "bayesopt":  # trains in one process
+    if part.method in ("random_search", "bayesopt"):  # train in one process
         return [*where, "--threads", str(options.workers)]
     where += ["--workers", str(part.options.get("workers", options.workers))]
     where += [gpus, str(options.gpus_per_task)] if options.gpus_per_task else []

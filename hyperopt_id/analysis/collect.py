@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hyperopt_id.analysis.load import load_run
+from hyperopt_id.analysis.comparison import with_reports
+from hyperopt_id.analysis.load import lacks_config, load_run
 from hyperopt_id.analysis.load_event_runs import load_event_run
 from hyperopt_id.analysis.load_search import Search, load_search
 from hyperopt_id.analysis.runs import Runs, group
@@ -44,20 +45,23 @@ def collect(folders: Sequence[Path], cache: Path | None = None, show: bool = Fal
     pieces: list[Runs] = []
     searches: list[Search] = []
     unfinished: list[Path] = []
+    unread: list[Path] = []
+    partial: list[Path] = []
     for kind, directory in tqdm(found, desc="reading", unit="run", disable=not show, leave=False):
         if kind == "search":
             read = load_search(directory)
-            searches.extend([read] if read is not None else [])
+            searches.extend([_at_reports(directory, read, partial)] if read is not None else [])
         elif kind == "events":
             read = load_event_run(directory, cache)
             pieces.extend([read] if read is not None else [])
         else:
             read = load_run(directory) if is_finished(directory) else None
             pieces.extend([read] if read is not None else [])
+            unread.extend([directory] if read is not None and lacks_config(directory) else [])
         if read is None:
             unfinished.append(directory)
     kinds = group(pieces)
-    return Study(tuple(kinds), tuple(searches), tuple(_remarks(pieces, kinds, unfinished)))
+    return Study(tuple(kinds), tuple(searches), (*_losses(unfinished, unread, partial), *_twice(pieces, kinds)))
 
 
 def _places(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -90,10 +94,30 @@ def _may_hold_runs(name: str) -> bool:
     return name not in PASSED_OVER and not name.startswith((".", "member_", "members_"))
 
 
-def _remarks(pieces: Sequence[Runs], kinds: Sequence[Runs], unfinished: Sequence[Path]) -> Iterator[str]:
+def _at_reports(directory: Path, search: Search, partial: list[Path]) -> Search:
+    """The search with an evaluation at every report, as methods that look at their runs on the way have it; as it is,
+    and said to be so, where its runs are not there."""
+    runs = {line["run"] for evaluations in search.evaluations for line in evaluations}
+    if all((directory / run / "metrics.jsonl").is_file() for run in runs):
+        return with_reports(directory, search)
+    partial.append(directory)
+    return search
+
+
+def _losses(unfinished: Sequence[Path], unread: Sequence[Path], partial: Sequence[Path]) -> Iterator[str]:
     if unfinished:
-        more = f" and {len(unfinished) - 1} more" if len(unfinished) > 1 else ""
-        yield f"not finished, left out: {unfinished[0]}{more}"
+        yield f"not finished, left out: {_some(unfinished)}"
+    if unread:
+        yield f"no config.json beside config.yaml, named after folders and without what is selected: {_some(unread)}"
+    if partial:
+        yield f"the runs of a search are not there, so that only what it logged counts: {_some(partial)}"
+
+
+def _twice(pieces: Sequence[Runs], kinds: Sequence[Runs]) -> Iterator[str]:
     twice = sum(map(len, pieces)) - sum(map(len, kinds))
     if twice:
         yield f"{twice} runs are there more than once (same config, seed and start) and are counted once"
+
+
+def _some(directories: Sequence[Path]) -> str:
+    return f"{directories[0]}" + (f" and {len(directories) - 1} more" if len(directories) > 1 else "")

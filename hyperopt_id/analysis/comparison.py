@@ -15,7 +15,7 @@ import numpy as np
 
 from hyperopt_id.analysis import style
 from hyperopt_id.analysis.load import load_reports
-from hyperopt_id.analysis.load_search import COSTS, Search
+from hyperopt_id.analysis.load_search import COSTS, Search, common_metric
 from hyperopt_id.analysis.statistics import RESAMPLES, Estimate, estimate, mean
 from hyperopt_id.analysis.tables import Table, shown
 from hyperopt_id.telemetry.search import incumbents
@@ -53,8 +53,23 @@ def with_reports(directory: Path, search: Search) -> Search:
 
 
 def merged(searches: Sequence[Search]) -> Search:
-    """The repetitions of several searches by one method."""
-    return _renewed(searches[0], [evaluations for search in searches for evaluations in search.evaluations])
+    """The repetitions of several searches by one method; one that has evaluated nothing is a repetition, too."""
+    return _renewed(searches[0], [found for search in searches for found in search.evaluations or ((),)])
+
+
+def thinned(search: Search, steps: int, looks: int) -> Search:
+    """The first evaluation of each run in every `looks`-th part of its `steps`: all are looked at equally often,
+    however their reports fell."""
+
+    def kept(evaluations: Evaluations) -> Iterator[Mapping[str, Any]]:
+        parts: dict[Any, int] = {}
+        for line in evaluations:
+            run, part = (line["run"], line["member"]), line["step"] * looks // steps
+            if part > parts.get(run, 0):
+                parts[run] = part
+                yield line
+
+    return _renewed(search, [list(kept(evaluations)) for evaluations in search.evaluations])
 
 
 def within(search: Search, gradients: float | None, seconds: float | None) -> Search:
@@ -69,12 +84,12 @@ def within(search: Search, gradients: float | None, seconds: float | None) -> Se
 
 def table(searches: Mapping[str, Search], name: str) -> Table:
     """A row for each method, in the order of what they reach."""
-    first = next(iter(searches.values()))
-    metric = first.metric
+    first, metric = next(iter(searches.values())), common_metric(list(searches.values()))
     rows = [_row(method, search, metric) for method, search in searches.items()]
     rows.sort(key=lambda row: row["median"] if isinstance(row["median"], float) else np.inf)
-    note = f"{style.dataset(first.dataset)}, {style.metric(metric, first.classifies)}. {NOTE}"
-    return Table(name, note, rows, lowest=("median", "mean"))
+    classifies = any(search.classifies for search in searches.values())
+    note = f"{style.dataset(first.dataset)}, {style.metric(metric, classifies)}. {NOTE}"
+    return Table(name, note, rows, lowest=("median",))
 
 
 def _row(method: str, search: Search, metric: str) -> dict[str, Any]:

@@ -74,10 +74,12 @@ def _accuracies(study: Study) -> Drawn:
 
 def _runtimes(study: Study) -> Drawn:
     names = style.datasets_in_order(study.datasets)
-    found = {dataset: multiples(selection.timed(study, dataset)) for dataset in names}
+    kinds = {dataset: selection.timed(study, dataset) for dataset in names}
+    found = {dataset: multiples(of) for dataset, of in kinds.items()}
     found = {dataset: times for dataset, times in found.items() if len(times) > 1}
     if found:
-        yield "", figures_cost.draw_runtimes(found)
+        clean = [dataset for dataset in found if all(map(selection.measured, kinds[dataset].values()))]
+        yield "", figures_cost.draw_runtimes(found, measured=clean)
 
 
 def _best_so_far(study: Study) -> Drawn:
@@ -119,53 +121,24 @@ def _fractions(study: Study) -> Drawn:
 
 
 FIGURES = (
-    Entry("final_losses", "distribution of final test values", "finished runs", _distributions),
+    Entry("final_losses", "distribution of final test values", _distributions),
+    Entry("loss_medians", "median test value over training", _curves(figures_losses.draw_medians)),
     Entry(
-        "loss_medians",
-        "median test value over training",
-        "runs with several reports",
-        _curves(figures_losses.draw_medians),
+        "loss_envelopes", "median and quartiles of the test value over training", _curves(figures_losses.draw_envelopes)
     ),
-    Entry(
-        "loss_envelopes",
-        "median and quartiles of the test value over training",
-        "runs with several reports",
-        _curves(figures_losses.draw_envelopes),
-    ),
-    Entry(
-        "learning_rates",
-        "learning rates over training, from starts that algorithms share",
-        "runs that learn the learning rate, with the values they start at",
-        _learning_rates,
-    ),
-    Entry(
-        "sensitivity",
-        "final test values over (T, K)",
-        f"runs of one algorithm at {grids.FEWEST} or more settings of (T, K)",
-        _sensitivity,
-    ),
-    Entry("hypergradient_accuracy", "errors and cosines of hypergradients over (T, K)", grids.NEEDS, _accuracies),
+    Entry("learning_rates", "learning rates over training, from starts that algorithms share", _learning_rates),
+    Entry("sensitivity", "final test values over (T, K)", _sensitivity),
+    Entry("hypergradient_accuracy", "errors and angles of hypergradients over (T, K)", _accuracies),
     Entry(
         "proof_of_concept",
         "learned learning rate and weight decay, over the final test values of random ones",
-        "runs of Random and of Ours_LR, Ours_LR_Momentum or DiffThroughOpt",
         _proof_of_concept,
     ),
-    Entry("runtimes", "training time as multiples of vanilla training", "runs of Random and of another", _runtimes),
-    Entry("best_so_far", "test value of the best model so far against cost", "finished searches", _best_so_far),
-    Entry(
-        "best_of_runs",
-        "test value of each run's best report so far against time",
-        "runs with several reports of a validation loss that they did not train on",
-        _best_of_runs,
-    ),
-    Entry("long_horizon", "final test values of long-horizon variants", "runs of LongDiffThroughOpt_*", _long_horizon),
-    Entry("batch_norm", "final test values with and without it", "one data set with and without it", _batch_norm),
-    Entry(
-        "validation_fractions",
-        "final test values for several validation fractions",
-        "runs of one algorithm with several task.validation_fraction",
-        _fractions,
-    ),
-    Entry("error_rates", "distribution of final error rates", "runs of classification", _error_rates),
+    Entry("runtimes", "training time as multiples of vanilla training", _runtimes),
+    Entry("best_so_far", "test value of the best model so far against cost", _best_so_far),
+    Entry("best_of_runs", "test value of each run's best report so far against time", _best_of_runs),
+    Entry("long_horizon", "final test values of long-horizon variants", _long_horizon),
+    Entry("batch_norm", "final test values with and without it", _batch_norm),
+    Entry("validation_fractions", "final test values for several validation fractions", _fractions),
+    Entry("error_rates", "distribution of final error rates", _error_rates),
 )

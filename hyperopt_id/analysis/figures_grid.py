@@ -12,7 +12,7 @@ from hyperopt_id.analysis.statistics import quantiles
 
 CELL = 0.34  # inches
 LITTLE = 0.1  # percent of error that are as good as none
-COSINES = (0.9, 1.0)  # what a scale of cosines spans at least
+NEAR = 1e-6  # a cosine distance that is as good as none
 FAILED = (0.88, 0.88, 0.88, 1.0)
 Grid = Mapping[tuple[int, int], float]  # by (T, K)
 
@@ -37,28 +37,35 @@ def draw_sensitivity(dataset: str, grids: Mapping[str, Cells], random: Runs | No
 
 
 def draw_accuracies(dataset: str, references: Mapping[str, Mapping[tuple[int, int], Accuracy]]) -> Any:
-    """Medians of the relative error and the cosine of hypergradients, a row for each kind of exact ones."""
-    from matplotlib.colors import Normalize
-
+    """Medians of relative errors and cosine distances of hypergradients, a row for each kind of exact ones."""
     grids = []
     for measured in references.values():
         grids.append({cell: 100.0 * float(np.median(found.errors)) for cell, found in measured.items()})
-        grids.append({cell: float(np.median(found.cosines)) for cell, found in measured.items()})
+        grids.append({cell: float(np.median(found.distances)) for cell, found in measured.items()})
     figure, axes = _panels(grids, across=2)
     for place, reference in enumerate(references):
-        (left, right), (errors, cosines) = axes[2 * place :][:2], grids[2 * place :][:2]
+        (left, right), (errors, distances) = axes[2 * place :][:2], grids[2 * place :][:2]
         norm = _logarithmic(np.array(list(errors.values())), LITTLE)
         _paint(left, f"relative error (%), exact: {reference}", errors, norm, "viridis", _percent)
         _color_bar(figure, [left], norm, "viridis")
-        norm = Normalize(min(COSINES[0], *cosines.values()), COSINES[1])
-        _paint(right, f"cosine, exact: {reference}", cosines, norm, "viridis_r", "{:.2f}".format)
-        _color_bar(figure, [right], norm, "viridis_r")
+        norm = _logarithmic(np.array(list(distances.values())), NEAR)
+        _paint(right, f"1 − cosine, exact: {reference}", distances, norm, "viridis", _distance)
+        _color_bar(figure, [right], norm, "viridis")
     plotting.title(figure, f"{style.dataset(dataset)}: hypergradients of neumann(K), medians")
     return figure
 
 
 def _percent(value: float) -> str:
-    return f"{value:.2g}" if value >= LITTLE else f"<{LITTLE:g}"
+    if value < LITTLE:
+        return f"<{LITTLE:g}"
+    return f"{value:.2g}" if value < 99.5 else f"{value:.0f}" if value < 1e4 else f"{value:.0e}".replace("e+0", "e")
+
+
+def _distance(value: float) -> str:
+    """Two digits, in no more room than a cell has."""
+    if value < NEAR:
+        return f"<{NEAR:.0e}".replace("e-0", "e-")
+    return f"{value:.2g}" if value >= 1e-2 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _panels(grids: list[Grid], across: int = 3) -> tuple[Any, list[Any]]:

@@ -32,10 +32,11 @@ def draw_learning_rates(dataset: str, kinds: Kinds) -> Any:
     starts = shared_starts(kinds)
     chosen = list(dict.fromkeys(starts[round(share * (len(starts) - 1))] for share in SAMPLES))
     figure, axes = plotting.new_figure(len(chosen), sharey=True)
+    looks = style.distinct(kinds)
     drawn: dict[str, style.Look] = {}
     everything = []
     for panel, identity in zip(axes, chosen):
-        for place, (name, look) in enumerate(style.distinct(list(kinds)).items()):
+        for place, (name, look) in enumerate(looks.items()):
             runs = kinds[name]
             if identity not in runs.identities:
                 continue
@@ -50,7 +51,7 @@ def draw_learning_rates(dataset: str, kinds: Kinds) -> Any:
         panel.set(xlabel="training step", title=f"start: {plotting.plain(float(f'{rate:.2g}'))}")
     plotting.log_axis(axes[0].yaxis, everything)
     axes[0].set_ylabel(f"learning rate, {style.dataset(dataset)}")
-    plotting.legend(figure, style.distinct(list(drawn)))
+    plotting.legend(figure, {name: look for name, look in looks.items() if name in drawn})
     return figure
 
 

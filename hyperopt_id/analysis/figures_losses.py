@@ -8,9 +8,9 @@ import numpy as np
 from hyperopt_id.analysis import plotting, style
 from hyperopt_id.analysis.selection import Kinds
 from hyperopt_id.analysis.statistics import quantiles
+from hyperopt_id.analysis.style import Look
 
 SMALL = (2.1, 1.75)
-ALIKE = 10.0  # an axis spans this factor to the power of 0.06, at least
 CUT = 30.0  # an axis ends at this many times the worst final value that is not an outlier
 
 
@@ -24,25 +24,24 @@ def distribution(values: np.ndarray, weights: np.ndarray | None = None) -> tuple
 
 
 def draw_distributions(panels: Mapping[str, Kinds], metric: str | None = None) -> Any:
-    """A panel for each title: the share of runs that end at or below a value. Rates are drawn from 0 to 1."""
+    """A panel for each title: the share of runs that end at or below a value."""
     figure, axes = plotting.new_figure(len(panels), sharex=True, sharey=True)
     finals = [
         {name: distribution(runs.final(metric or runs.metric), runs.weights) for name, runs in kinds.items()}
         for kinds in panels.values()
     ]
     values = [values for of_panel in finals for values, _ in of_panel.values()]
-    rates = metric is not None and metric.startswith("error/")
-    if not rates:
-        plotting.log_axis(axes[0].xaxis, values)
-    low, high = (0.0, 1.0) if rates else _limits(values, axes[0].get_xscale())
+    plotting.log_axis(axes[0].xaxis, values)
+    low, high = _limits(values, axes[0].get_xscale())
+    looks = style.distinct(name for kinds in panels.values() for name in kinds)
     for panel, (title, kinds), of_panel in zip(axes, panels.items(), finals):
-        for place, (name, look) in enumerate(style.distinct(list(kinds)).items()):
+        for place, (name, look) in enumerate(_of(looks, kinds).items()):
             ends, reached = of_panel[name]
             x, y = np.concatenate([[low], ends, [high]]), np.concatenate([[0.0], reached, [reached.max(initial=0.0)]])
             plotting.curve(panel, x, y, look, place, drawstyle="steps-post")
         panel.set(xlabel=f"final {_metric(kinds, metric)}", title=title)
     axes[0].set(xlim=(low, high), ylim=(0.0, 1.02), ylabel="share of runs")
-    plotting.legend(figure, style.distinct([name for kinds in panels.values() for name in kinds]))
+    plotting.legend(figure, looks)
     return figure
 
 
@@ -77,6 +76,11 @@ def draw_envelopes(dataset: str, kinds: Kinds) -> Any:
     return figure
 
 
+def _of(looks: Mapping[str, Look], kinds: Kinds) -> dict[str, Look]:
+    """The looks of what is in a panel, those that it has in the whole figure."""
+    return {name: look for name, look in looks.items() if name in kinds}
+
+
 def _metric(kinds: Kinds, metric: str | None) -> str:
     first = next(iter(kinds.values()))
     return style.metric(metric or first.metric, first.has("accuracy/test"))
@@ -89,8 +93,4 @@ def _limits(values: list[np.ndarray], scale: str) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(flat.min()), float(flat.max())
     high = max(low, min(high, CUT * float(np.quantile(flat, 0.97)))) if low > 0.0 else high
-    if scale == "log":
-        margin = max(high / low, ALIKE) ** 0.03
-        return low / margin, high * margin
-    margin = 0.03 * (high - low) or 0.1 * abs(high) or 1.0
-    return low - margin, high + margin
+    return plotting.limits(np.array([low, high]), scale)

@@ -3,7 +3,8 @@ r"""Experiments over T, the steps of a hyper-update, and K, the terms of the ser
 **Accuracy** of hypergradients: for two sets of runs in the same state, one with an approximate and one with the exact
 hypergradient \(a_r\) and \(e_r\) of run r in the raw values of all hyperparameters,
 
-\[\frac{\|a_r - e_r\|}{\|e_r\|} \quad\text{and}\quad \frac{a_r \cdot e_r}{\|a_r\| \|e_r\|} .\]
+\[\frac{\|a_r - e_r\|}{\|e_r\|} \quad\text{and}\quad 1 - \frac{a_r \cdot e_r}{\|a_r\| \|e_r\|}
+= \frac{1}{2} \Big\| \frac{a_r}{\|a_r\|} - \frac{e_r}{\|e_r\|} \Big\|^2 .\]
 
 Runs with one seed are in the same state until hyperparameters move: at the first hyper-update, and at all of them where
 the meta-optimizer is `none`. The exact hypergradient of neumann with K terms is that through the last K steps, which it
@@ -31,10 +32,11 @@ Cells = Mapping[tuple[int, int], Runs]  # by (T, K)
 
 
 class Accuracy(NamedTuple):
-    """Of M hypergradients: relative errors and cosines [M], and the relative error of each hyperparameter's part."""
+    """Of M hypergradients: relative errors and cosine distances (1 - cosine) [M], and the relative error of each
+    hyperparameter's part."""
 
     errors: np.ndarray
-    cosines: np.ndarray
+    distances: np.ndarray
     parts: dict[str, np.ndarray]
 
 
@@ -81,10 +83,11 @@ def accuracy(approximate: Runs, exact: Runs) -> Accuracy | None:
         there = np.isfinite(a).all(axis=1) & np.isfinite(sizes) & (sizes > 0.0)
         a, e, sizes = a[there], e[there], sizes[there]
         ratios = np.where(e == 0.0, np.nan, np.abs(a - e) / np.abs(e))
-        cosines = (a * e).sum(axis=1) / (np.linalg.norm(a, axis=1) * sizes)
+        turned = a / np.linalg.norm(a, axis=1, keepdims=True) - e / sizes[:, None]
+        distances = (turned**2).sum(axis=1) / 2.0
         errors = np.linalg.norm(a - e, axis=1) / sizes
     parts = {name.removeprefix(PREFIX): ratios[:, place] for place, name in enumerate(names)}
-    return Accuracy(errors, cosines, parts) if there.any() else None
+    return Accuracy(errors, distances, parts) if there.any() else None
 
 
 def _candidates(study: Study, dataset: str, engine: str) -> list[Runs]:

@@ -5,38 +5,14 @@ What is `null` in the files, a number that is not finite or one of a run that ha
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from hyperopt_id.analysis.runs import SAME, Runs, settings_of
+from hyperopt_id.analysis.runs import SAME, UNREAD, Runs, Timing, settings_of
 from hyperopt_id.telemetry import read_json, records
 
 SHARES = ("p10", "p90")  # of a hyperparameter with many elements, beside its median
-
-
-class Result(NamedTuple):
-    """A finished run directory: `final` and `best_validation` are metrics of the last report and of the one with the
-    lowest validation loss, {name: [R]}; `diverged` is [R] booleans; `seconds` by part of the work."""
-
-    name: str
-    final: dict[str, np.ndarray]
-    best_validation: dict[str, np.ndarray]
-    diverged: np.ndarray
-    seconds: dict[str, float]
-
-    def metric(self, name: str) -> np.ndarray:
-        """The final values of a metric, [R]; a ValueError names those that there are."""
-        if name not in self.final:
-            raise ValueError(f"{self.name} has no {name}; it has {', '.join(self.final)}")
-        return self.final[name]
-
-
-def load_result(directory: str | Path) -> Result:
-    """The summary of a finished run; a ValueError for a directory without one."""
-    summary = _summary(Path(directory))
-    final, best = ({k: _numbers(v) for k, v in summary[key].items()} for key in ("final", "best_validation"))
-    return Result(Path(directory).name, final, best, np.array(summary["diverged"]), summary["seconds"])
 
 
 def load_reports(directory: str | Path) -> list[dict[str, Any]]:
@@ -50,7 +26,7 @@ def load_reports(directory: str | Path) -> list[dict[str, Any]]:
 
 def load_run(directory: str | Path) -> Runs:
     """All runs of a finished run directory. Without a config (a run from Python), the directory's name stands for the
-    algorithm and its parent's for the data set."""
+    algorithm and its parent's for the data set; `lacks_config` says where there was one that cannot be read here."""
     directory = Path(directory)
     summary, reports = _summary(directory), load_reports(directory)
     if not reports:
@@ -62,7 +38,7 @@ def load_run(directory: str | Path) -> Runs:
     return Runs(
         dataset=dataset_of(config) or directory.resolve().parent.name,
         algorithm=SAME.get(algorithm, algorithm),
-        settings=settings_of(config),
+        settings=UNREAD if lacks_config(directory) else settings_of(config),
         seeds=config.get("seed", 0) + np.arange(len(diverged)),
         steps=np.array([report["step"] for report in reports]),
         curves=_curves(reports, len(diverged)),
@@ -70,6 +46,7 @@ def load_run(directory: str | Path) -> Runs:
         diverged=diverged,
         starts={name: _numbers(values) for name, values in config.get("start", {}).items()},
         cost=summary["seconds"],
+        timings=(Timing(len(diverged), reports[-1]["step"], summary["seconds"]),),
     )
 
 
@@ -80,6 +57,11 @@ def dataset_of(config: Mapping[str, Any]) -> str | None:
         return None
     name = Path(task["path"]).stem if task.get("path") else task["name"]
     return f"{name}_bn" if task.get("model", {}).get("batch_norm") else name
+
+
+def lacks_config(directory: Path) -> bool:
+    """Whether a run that had a config has it as YAML alone, which is not read here."""
+    return (directory / "config.yaml").is_file() and not (directory / "config.json").is_file()
 
 
 def _config(path: Path) -> dict[str, Any]:

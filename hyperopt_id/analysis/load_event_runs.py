@@ -16,7 +16,7 @@ import numpy as np
 from hyperopt_id.analysis.load import dataset_of
 from hyperopt_id.analysis.load_cache import cached
 from hyperopt_id.analysis.load_events import Series, event_files, read_events
-from hyperopt_id.analysis.runs import Runs, settings_of
+from hyperopt_id.analysis.runs import Runs, Timing, settings_of
 from hyperopt_id.telemetry import read_json
 
 DATASETS = {"FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10", "PennTreebank": "penn_treebank"}
@@ -47,13 +47,15 @@ def load_event_run(directory: Path, cache: Path | None = None) -> Runs | None:
     except KeyError as error:
         raise ValueError(f"{directory} holds TensorBoard events, but its config.json has no {error}") from None
     last = [curve[-1] for name, curve in arrays.items() if name.startswith("loss/") and np.isfinite(curve).any()]
+    cost = {"total": float(seconds[-1])}
     return Runs(
         seeds=np.array([-1]),
         steps=steps,
         curves={name: curve[None] for name, curve in arrays.items()},
         times=seconds[None],
         diverged=np.array([not last or not np.isfinite(last).all()]),
-        cost={"total": float(seconds[-1])},
+        cost=cost,
+        timings=(Timing(1, int(steps[-1]), cost),),
         **about,
     )
 

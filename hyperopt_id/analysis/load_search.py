@@ -4,7 +4,7 @@ Every repetition of a search has an incumbent after each evaluation: the model w
 `best_so_far` is a test metric of the incumbent against what the repetition has spent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,12 @@ def load_search(directory: str | Path) -> Search | None:
         ) from None
 
 
+def common_metric(searches: Iterable[Search]) -> str:
+    """The test metric that several searches are judged by, of which some may have found nothing."""
+    known = {search.metric for search in searches}
+    return next((name for name in TEST_METRICS if name in known), TEST_METRICS[-1])
+
+
 def best_so_far(search: Search, metric: str, cost: str = "seconds") -> list[Steps]:
     """The incumbent's test metric against `gradients` or `seconds`, of each repetition. A model without a validation
     loss is never the incumbent."""
@@ -94,6 +100,12 @@ def on_grid(curves: Sequence[Steps], grid: np.ndarray) -> np.ndarray:
         places = np.searchsorted(costs, grid, side="right") - 1
         rows.append(np.where(places >= 0, values[np.maximum(places, 0)], np.nan) if len(values) else grid * np.nan)
     return np.array(rows)
+
+
+def spent(search: Search, cost: str) -> float:
+    """The most that a repetition had spent when it evaluated its last model; 0 where nothing was evaluated."""
+    known = [line.get(cost) for evaluations in search.evaluations for line in evaluations]
+    return max((float(value) for value in known if value is not None), default=0.0)
 
 
 def _trained(directory: Path) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from hyperopt_id.analysis.style import Look
 
 PANEL = (3.2, 2.8)  # inches
 LEGEND = 1.95
+ALIKE = 10.0  # a logarithmic axis spans this factor to the power of 0.06, at least
 MARKERS = 6  # along a curve
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -108,6 +109,16 @@ def log_axis(axis: Any, values: Iterable[np.ndarray]) -> None:
     _log_ticks(axis, float(np.log10(flat.max() / flat.min())))
 
 
+def limits(values: np.ndarray, scale: str) -> tuple[float, float]:
+    """Of an axis: a little more than the values."""
+    low, high = float(values.min()), float(values.max())
+    if scale == "log":
+        margin = max(high / low, ALIKE) ** 0.03
+        return low / margin, high * margin
+    margin = 0.03 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
 def color_bar_numbers(bar: Any) -> None:
     """The same for a color bar."""
     low, high = bar.norm.vmin, bar.norm.vmax
@@ -118,7 +129,8 @@ def color_bar_numbers(bar: Any) -> None:
 def _log_ticks(axis: Any, decades: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 
-    within = (1.0, 2.0, 5.0) if decades < 2.0 else (1.0, 3.0) if decades < 3.0 else (1.0,)
+    few = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    within = few if decades < 1.0 else (1.0, 2.0, 5.0) if decades < 2.0 else (1.0, 3.0) if decades < 3.0 else (1.0,)
     axis.set_major_locator(LogLocator(subs=within, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)) if decades < 4.0 else LogFormatterMathtext())
     axis.set_minor_formatter(NullFormatter())

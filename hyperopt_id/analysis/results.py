@@ -13,7 +13,7 @@ import numpy as np
 from hyperopt_id.analysis import grids, selection, style
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.cost_of_runs import multiples, training_seconds
-from hyperopt_id.analysis.load_search import Search
+from hyperopt_id.analysis.load_search import COSTS, Search, common_metric
 from hyperopt_id.analysis.runs import Runs
 from hyperopt_id.analysis.selection import BATCH
 from hyperopt_id.analysis.statistics import estimate, estimate_selected, lowest, mean, median
@@ -22,13 +22,37 @@ from hyperopt_id.analysis.tables import Row, Table
 NOTE = (
     "Mean and median of final values over the runs that did not diverge, ± bootstrap standard deviation (1000 "
     "resamples). Best on test: the lowest test value of any trajectory. Selected: the final test value of the run with "
-    "the lowest final validation loss."
+    "the lowest final validation loss. Bold: the lowest mean and median of those of which no run has diverged."
 )
 SEARCHED = (
-    "Mean and median over repetitions of the final test value of the model with the lowest validation loss, ± "
+    "Mean and median over repetitions of the test value of the model with the lowest validation loss at any report, ± "
     "bootstrap standard deviation (1000 resamples). Best on test: the lowest of any model. Gradients and seconds: what "
-    "a repetition spent, in the mean."
+    "a repetition spent, in the mean; methods that spent differently are not compared by this table."
 )
+TIMED = (
+    "Seconds of training only: without compiling, evaluating and logging. What a method costs is measured by runs that "
+    "trained alone and were not compiled (inner.compile=off); the times of others are shared, and no measurement of it."
+)
+MEASURED = {True: "alone, not compiled", False: "no: side by side or compiled"}
+EXTREMES = ("best on test", "selected")  # whose bootstrap deviation can be larger than they are
+NEEDS = {  # of tables and figures
+    "final_losses": "finished runs",
+    "loss_medians": "runs with several reports",
+    "loss_envelopes": "runs with several reports",
+    "learning_rates": "runs that learn the learning rate, with the values they start at",
+    "sensitivity": f"runs of one algorithm at {grids.FEWEST} or more settings of (T, K)",
+    "hypergradient_accuracy": grids.NEEDS,
+    "proof_of_concept": "runs of Random and of Ours_LR, Ours_LR_Momentum or DiffThroughOpt",
+    "runtimes": "runs of Random and of another",
+    "best_so_far": "finished searches",
+    "best_of_runs": "runs with several reports of a validation loss that they did not train on",
+    "long_horizon": "runs of LongDiffThroughOpt_*",
+    "batch_norm": "one data set with and without it",
+    "validation_fractions": "runs of one algorithm with several task.validation_fraction",
+    "variants": "runs of one algorithm with several settings",
+    "searches": "finished searches",
+    "error_rates": "runs of classification",
+}
 
 
 class Entry(NamedTuple):
@@ -36,8 +60,11 @@ class Entry(NamedTuple):
 
     name: str
     shows: str
-    needs: str
     make: Callable[[Study], Any]
+
+    @property
+    def needs(self) -> str:
+        return NEEDS[self.name]
 
 
 def row(runs: Runs, metric: str | None = None) -> Row:
@@ -59,22 +86,21 @@ def row(runs: Runs, metric: str | None = None) -> Row:
     }
 
 
-def search_row(search: Search) -> Row:
+def search_row(search: Search, metric: str) -> Row:
     """The cells of one search."""
-    values = search.final(search.metric)
-    everything = [e.get(search.metric) for evaluations in search.evaluations for e in evaluations]
+    values = search.final(metric)
+    everything = [e.get(metric) for evaluations in search.evaluations for e in evaluations]
     known = [value for value in everything if value is not None]
     return {
         "data set": style.dataset(search.dataset),
         "algorithm": style.look(style.canonical(search.method, search.algorithm)).label,
-        "metric": style.metric(search.metric, search.classifies),
+        "metric": style.metric(metric, search.classifies),
         "repetitions": len(values),
         "mean": estimate(values, mean),
         "median": estimate(values, median),
         "best on test": min(known, default=None),
         "failed %": float(100.0 * np.isnan(values).mean()),
-        "gradients": float(search.final("gradients").mean()),
-        "seconds": float(search.final("seconds").mean()),
+        **{cost: estimate(search.final(cost), mean).value for cost in COSTS},
     }
 
 
@@ -126,7 +152,7 @@ def hypergradient_accuracy(study: Study) -> Table | None:
             for (steps, terms), found in cells.items():
                 known = {"data set": style.dataset(dataset), "exact through": reference, "T": steps, "K": terms}
                 known |= {"hypergradients": len(found.errors), "relative error": estimate(found.errors, median)}
-                known |= {"mean error": estimate(found.errors, mean), "cosine": estimate(found.cosines, median)}
+                known |= {"mean error": estimate(found.errors, mean), "1 − cosine": estimate(found.distances, median)}
                 rows.append(known | {f"error, {name}": estimate(part, median) for name, part in found.parts.items()})
     note = "Hypergradients of neumann(K) against those by unrolling: medians over hypergradients, of one state each."
     return Table("hypergradient_accuracy", note, rows, "data set") if rows else None
@@ -145,36 +171,29 @@ def runtimes(study: Study) -> Table | None:
                 "seconds per run and 1000 steps": training_seconds(kinds[name]),
                 "of vanilla training": multiple,
                 "seconds compiling": kinds[name].cost.get("compile"),
+                "measured": MEASURED[selection.measured(kinds[name])],
             }
             for name, multiple in multiples(kinds).items()
         ]
-    note = "Seconds of training only: without compiling, evaluating and logging."
-    return Table("runtimes", note, rows, "data set") if rows else None
+    return Table("runtimes", TIMED, rows, "data set") if rows else None
 
 
 def searches(study: Study) -> Table | None:
     found = [selection.searches(study, name) for name in style.datasets_in_order(study.datasets)]
-    rows = [search_row(search) for by_method in found for search in by_method.values()]
-    return Table("searches", SEARCHED, rows, "data set", ("mean", "median")) if rows else None
+    rows = [search_row(search, common_metric(of.values())) for of in found for search in of.values()]
+    return Table("searches", SEARCHED, rows, "data set") if rows else None
 
 
 TABLES = (
-    Entry("final_losses", "final test values of every data set and algorithm", "finished runs", final_losses),
-    Entry("error_rates", "final error rates", "runs of classification", error_rates),
-    Entry("long_horizon", "final test values of long-horizon variants", "runs of LongDiffThroughOpt_*", long_horizon),
-    Entry("batch_norm", "final test values with and without it", "one data set with and without it", batch_norm),
-    Entry(
-        "validation_fractions",
-        "final test values for several validation fractions",
-        "runs of one algorithm with several task.validation_fraction",
-        validation_fractions,
-    ),
-    Entry("variants", "algorithms run with several settings", "such runs", variants),
-    Entry("hypergradient_accuracy", "errors of hypergradients over (T, K)", grids.NEEDS, hypergradient_accuracy),
-    Entry(
-        "runtimes", "training time, also as multiples of vanilla training", "runs of Random and of another", runtimes
-    ),
-    Entry("searches", "what searches found", "finished searches", searches),
+    Entry("final_losses", "final test values of every data set and algorithm", final_losses),
+    Entry("error_rates", "final error rates", error_rates),
+    Entry("long_horizon", "final test values of long-horizon variants", long_horizon),
+    Entry("batch_norm", "final test values with and without it", batch_norm),
+    Entry("validation_fractions", "final test values for several validation fractions", validation_fractions),
+    Entry("variants", "algorithms run with several settings", variants),
+    Entry("hypergradient_accuracy", "errors of hypergradients over (T, K)", hypergradient_accuracy),
+    Entry("runtimes", "training time, also as multiples of vanilla training", runtimes),
+    Entry("searches", "what searches found", searches),
 )
 
 
@@ -185,4 +204,4 @@ def _qualified(runs: Runs, by: str) -> Row:
 
 def _table(name: str, rows: Iterable[Row]) -> Table | None:
     rows = list(rows)
-    return Table(name, NOTE, rows, "data set", ("mean", "median")) if rows else None
+    return Table(name, NOTE, rows, "data set", ("mean", "median"), "diverged %", EXTREMES) if rows else None

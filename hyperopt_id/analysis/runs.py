@@ -8,7 +8,7 @@ larger population: `concatenate` puts them together, run by run.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,15 @@ TEST_METRICS = ("perplexity/test", "unnormalized_loss/test", "loss/test")  # a d
 OF_A_RUN = ("algorithm", "seed", "start", "population", "log", "report", "threads", "device", "data_root")
 SAME = {"Ours_HDLR": "Ours_HDLR_Momentum"}  # two names of one algorithm
 GIVEN = "given"  # a starting value that was not drawn
+UNREAD = {"task.train_on": "unknown"}  # settings of runs whose config cannot be read
+
+
+class Timing(NamedTuple):
+    """What a run directory took: seconds by part of the work, for so many runs side by side and steps of each."""
+
+    runs: int
+    steps: int
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,9 @@ class Runs:
 
     starts: {hyperparameter: natural starting value [R]}. curves: {metric, as in `metrics.jsonl`: [R, N]}, where the
     hyperparameters of many elements are their medians, with `/p10` and `/p90` beside. times: seconds since the
-    beginning [R, N], a run's share of what those took that were trained together. cost: seconds by part of the work, of
-    all runs together. weights: the share of each run in a sample in which runs are not equally likely (None: equal).
-    seeds are -1 where nobody wrote them down.
+    beginning [R, N], a run's share of what those took that were trained together. cost: seconds by part of the work,
+    of all runs together; timings: the same of each run directory. weights: the share of each run in a sample in which
+    runs are not equally likely (None: equal). seeds are -1 where nobody wrote them down.
     """
 
     dataset: str
@@ -39,6 +48,7 @@ class Runs:
     diverged: np.ndarray
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    timings: tuple[Timing, ...] = ()
     weights: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -70,9 +80,9 @@ class Runs:
 
     @property
     def validation(self) -> np.ndarray:
-        """Final validation losses [R]; NaN, too, where the runs trained on the validation data."""
-        known = self.final("loss/validation")
-        return np.full(len(self), np.nan) if self.settings.get("task.train_on") == "train+validation" else known
+        """Final validation losses [R]; NaN, too, where the runs trained on the validation data, or may have."""
+        known, train_on = self.final("loss/validation"), self.settings.get("task.train_on", "train")
+        return known if train_on == "train" else np.full(len(self), np.nan)
 
     @property
     def terms(self) -> int | None:
@@ -154,6 +164,7 @@ def concatenate(pieces: Sequence[Runs]) -> Runs:
             for name in starts
         },
         cost={key: sum(piece.cost.get(key, 0.0) for piece in pieces) for key in first.cost},
+        timings=tuple(timing for piece in pieces for timing in piece.timings),
     )
     seen: dict[tuple[Any, ...], int] = {}
     for position, identity in enumerate(whole.identities):

@@ -9,7 +9,7 @@ from pathlib import Path
 from hyperopt_id.analysis import style
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.load_search import Search
-from hyperopt_id.analysis.runs import Runs
+from hyperopt_id.analysis.runs import Runs, Timing
 from hyperopt_id.analysis.statistics import shares_of_batches
 
 Kinds = dict[str, Runs]  # by algorithm
@@ -55,12 +55,23 @@ def drawn(kinds: Kinds) -> Kinds:
 
 
 def timed(study: Study, dataset: str) -> Kinds:
-    """Kinds to compare by their time: those that were not compiled, if there are vanilla ones and others among them."""
+    """Kinds to compare by their time: those that `measured` holds of, if there are vanilla ones and others among
+    them; else all, whose times are no measurement."""
     kinds = [runs for runs in study.of(dataset) if runs.cost.get("total") and runs.algorithm not in style.LONG_HORIZON]
-    eager = [runs for runs in kinds if runs.settings.get(COMPILED) == "off"]
-    names = {runs.algorithm for runs in eager}
-    found = _preferred(eager if names & {*VANILLA} and len(names) > 1 else kinds)
+    clean = [runs for runs in kinds if measured(runs)]
+    names = {runs.algorithm for runs in clean}
+    found = _preferred(clean if names & {*VANILLA} and len(names) > 1 else kinds)
     return {name: runs for name, runs in _in_order(found).items() if name != BATCHED}
+
+
+def measured(runs: Runs) -> bool:
+    """Whether the times of these runs measure their method: not compiled, and some trained alone."""
+    return runs.settings.get(COMPILED) == "off" and bool(alone(runs))
+
+
+def alone(runs: Runs) -> tuple[Timing, ...]:
+    """What the runs took that trained in a run directory of their own."""
+    return tuple(timing for timing in runs.timings if timing.runs == 1)
 
 
 def long_horizon(study: Study, dataset: str) -> dict[str, Kinds]:
@@ -144,13 +155,20 @@ def differences(runs: Runs, kinds: Iterable[Runs]) -> str:
 
 
 def remarks(study: Study) -> Iterator[str]:
-    """Which of several settings stand for an algorithm in tables and curves, a line each."""
+    """What a reader should know about the choices made here, a line each: which of several settings stand for an
+    algorithm in tables and curves, and where what is compared is not alike."""
     for dataset in style.datasets_in_order(study.datasets):
         for algorithm, runs in usual(study, dataset).items():
             kinds = study.of(dataset, algorithm)
             if len(kinds) > 1:
                 label = f"{style.dataset(dataset)}, {style.look(algorithm).label}"
                 yield f"{label}: {len(kinds)} settings; shown is {differences(runs, kinds)} (table variants has all)"
+        for name, kinds in long_horizon(study, dataset).items():
+            lengths = {runs.length for runs in kinds.values()} - {kinds[name].length}
+            if lengths:
+                others = " and ".join(map(str, sorted(lengths)))
+                label = f"{style.dataset(dataset)}, {style.look(name).label}"
+                yield f"{label}: no rival trained for its {kinds[name].length} steps; compared are runs of {others}"
 
 
 def _preferred(kinds: Iterable[Runs]) -> Kinds:

@@ -124,10 +124,12 @@ def quantiles(values: np.ndarray, shares: list[float], weights: np.ndarray | Non
 
 
 def band(values: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """The statistic over the first axis of the values [P, G], and the bounds [G] of 95 % of its resamples over P."""
+    """The statistic over the first axis of the values [P, G], and the bounds [G] of 95 % of its resamples over P. A
+    resample without a value (NaN) is worse than all others: a bound that falls on one is infinite."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     resampled = np.stack([statistic(values[rows], axis=0) for rows in drawn])
-    low, high = np.quantile(resampled, _bounds(), axis=0)
+    ranked = np.where(np.isnan(resampled), np.inf, resampled)
+    low, high = np.quantile(ranked, _bounds(), axis=0, method="inverted_cdf")  # which does not go between two values
     return statistic(values, axis=0), low, high
 
 

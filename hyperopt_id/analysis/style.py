@@ -1,15 +1,17 @@
 """How algorithms and data sets are called and drawn: one table, the same in every table and figure.
 
-Colors are from the palettes of Okabe and Ito and of Tol, which can be told apart by the color-blind. Algorithms of one
-family share a color; line style and marker tell them apart, and all of them in gray print.
+Colors are from the palettes of Okabe and Ito and of Tol, and a few between them. No two algorithms have line and marker
+in common, and where they have the line in common, their colors are far apart, also for the color-blind: (color, line)
+tells all of them apart on a screen, and (line, marker) in gray print. Variants of one method may share a color.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-GRAY, BLACK, ORANGE, VERMILLION, PINK, GREEN, BLUE, SKY = (
+GRAY, SLATE, BLACK, ORANGE, VERMILLION, PINK, GREEN, BLUE, SKY = (
     "#8a8a8a",
+    "#555555",
     "#1a1a1a",
     "#E69F00",
     "#D55E00",
@@ -18,7 +20,7 @@ GRAY, BLACK, ORANGE, VERMILLION, PINK, GREEN, BLUE, SKY = (
     "#0072B2",
     "#56B4E9",
 )
-WINE, INDIGO, OLIVE, TEAL = "#882255", "#332288", "#999933", "#44AA99"
+WINE, INDIGO, OLIVE, BROWN, LILAC = "#882255", "#332288", "#999933", "#7A4B1E", "#9A6BDB"
 INK, FAINT, PALE = "#222222", "#c4c4c4", "#e6e6e6"
 SOLID, DASHED, DOTTED = "-", (0, (4, 1.6)), (0, (1.2, 1.2))
 MIXED = (0, (5, 1.4, 1.2, 1.4))
@@ -33,10 +35,10 @@ class Look(NamedTuple):
 
 ALGORITHMS: dict[str, Look] = {  # in the order of tables and legends
     "Random": Look("Random", GRAY, SOLID, "o"),
-    "Random_TrainingSetOnly": Look("Random (training set only)", GRAY, MIXED, "h"),
+    "Random_TrainingSetOnly": Look("Random (training set only)", SLATE, DASHED, "h"),
     "Random_Validation": Look("Random (validation)", GRAY, DOTTED, "H"),
-    "Random_SteppedLR": Look("Random (× LR)", GRAY, DASHED, "s"),
-    "Random_3Batched": Look("Random (3-batched)", BLACK, DOTTED, "v"),
+    "Random_SteppedLR": Look("Random (× LR)", GRAY, MIXED, "s"),
+    "Random_3Batched": Look("Random (3-batched)", SLATE, DOTTED, "v"),
     "Lorraine": Look("Lorraine", GREEN, DASHED, "^"),
     "Baydin": Look("Baydin", ORANGE, SOLID, "D"),
     "Ours_LR": Look("Ours WD+LR", PINK, DASHED, "<"),
@@ -45,20 +47,29 @@ ALGORITHMS: dict[str, Look] = {  # in the order of tables and legends
     "Ours_Carry": Look("Ours (carried)", INDIGO, SOLID, "X"),
     "DiffThroughOpt": Look("Diff-through-Opt", BLUE, DASHED, "p"),
     "LongDiffThroughOpt_Standalone": Look("Long Diff-through-Opt", SKY, DASHED, "d"),
-    "LongDiffThroughOpt_Medium": Look("Medium Diff-through-Opt", SKY, SOLID, "8"),
-    "LongDiffThroughOpt_Full": Look("Full Diff-through-Opt", BLUE, DOTTED, "*"),
+    "LongDiffThroughOpt_Medium": Look("Medium Diff-through-Opt", SKY, DOTTED, "8"),
+    "LongDiffThroughOpt_Full": Look("Full Diff-through-Opt", BLUE, MIXED, "*"),
     "BayesOpt": Look("BayesOpt", BLACK, SOLID, "s"),
-    "ASHA": Look("ASHA", GREEN, SOLID, "^"),
-    "ASHA_Ours_LR_Momentum": Look("ASHA + Ours WD+LR+M", GREEN, MIXED, "v"),
-    "PBT": Look("PBT", TEAL, SOLID, "<"),
-    "PBT_Ours_LR_Momentum": Look("PBT + Ours WD+LR+M", TEAL, MIXED, ">"),
-    "Prodigy": Look("Prodigy", OLIVE, SOLID, "h"),
-    "ScheduleFree_SGD": Look("Schedule-Free SGD", OLIVE, DASHED, "H"),
-    "ScheduleFree_AdamW": Look("Schedule-Free AdamW", OLIVE, DOTTED, "h"),
-    "MuLO": Look("Learned optimizer", INDIGO, DASHED, "h"),
+    "ASHA": Look("ASHA", SKY, SOLID, "v"),
+    "ASHA_Ours_LR_Momentum": Look("ASHA + Ours WD+LR+M", SKY, MIXED, "^"),
+    "PBT": Look("PBT", BROWN, SOLID, "d"),
+    "PBT_Ours_LR_Momentum": Look("PBT + Ours WD+LR+M", BROWN, MIXED, "<"),
+    "Prodigy": Look("Prodigy", OLIVE, DOTTED, "h"),
+    "ScheduleFree_SGD": Look("Schedule-Free SGD", OLIVE, DASHED, "*"),
+    "ScheduleFree_AdamW": Look("Schedule-Free AdamW", OLIVE, MIXED, "H"),
+    "MuLO": Look("Learned optimizer", LILAC, SOLID, "8"),
 }
 LONG_HORIZON = tuple(name for name in ALGORITHMS if name.startswith("LongDiffThroughOpt"))
-OTHERS = ((BLACK, MIXED, "x"), (SKY, MIXED, "+"), (PINK, DOTTED, "1"), (ORANGE, DASHED, "2"), (OLIVE, DOTTED, "3"))
+OTHERS = (  # of algorithms that are not in the table
+    (WINE, SOLID, "^"),
+    (INDIGO, DASHED, "v"),
+    (ORANGE, DOTTED, "D"),
+    (INDIGO, MIXED, ">"),
+    (ORANGE, DASHED, "o"),
+    (BLUE, SOLID, "<"),
+    (INDIGO, DOTTED, "^"),
+    (ORANGE, MIXED, "D"),
+)
 DATASETS = {
     "uci_energy": "UCI Energy",
     "uci_kin8nm": "UCI Kin8nm",
@@ -97,9 +108,13 @@ def canonical(name: str, inside: str = "") -> str:
 
 
 def look(name: str) -> Look:
-    """How an algorithm is drawn; one that is not in the table has a look that follows from its name."""
+    """How an algorithm is drawn on its own; one that is not in the table has a look that follows from its name."""
     known = ALGORITHMS.get(canonical(name))
-    return known or Look(name, *OTHERS[sum(map(ord, name)) % len(OTHERS)])
+    return known or Look(name, *OTHERS[_place(name)])
+
+
+def _place(name: str) -> int:
+    return sum(map(ord, name)) % len(OTHERS)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -126,6 +141,16 @@ def metric(name: str, classes: bool = False) -> str:
     return f"{split} {label}".strip()
 
 
-def distinct(names: Sequence[str]) -> dict[str, Look]:
-    """The looks of several algorithms, in order."""
-    return {name: look(name) for name in in_order(names)}
+def distinct(names: Iterable[str]) -> dict[str, Look]:
+    """The looks of all algorithms in one figure, in order. Those that are not in the table have the look of their name,
+    or the next that is free; more of them than there are looks share some."""
+    ordered, taken = in_order(dict.fromkeys(names)), set()
+    looks = {}
+    for name in ordered:
+        looks[name] = look(name)
+        if canonical(name) not in ALGORITHMS:
+            places = [(_place(name) + step) % len(OTHERS) for step in range(len(OTHERS))]
+            place = next((place for place in places if place not in taken), places[0])
+            taken.add(place)
+            looks[name] = Look(name, *OTHERS[place])
+    return looks

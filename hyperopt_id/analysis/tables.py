@@ -19,13 +19,16 @@ Row = Mapping[str, Any]
 
 class Table(NamedTuple):
     """`note` says what the columns mean. In each block of rows with one value of `block`, the lowest value of the
-    columns `lowest` stands out."""
+    columns `lowest` stands out, among the rows whose column `failures` is zero. Estimates in the columns `bare` are
+    shown without their deviation, which says little of an extreme value."""
 
     name: str
     note: str
     rows: Sequence[Row]
     block: str | None = None
     lowest: Sequence[str] = ()
+    failures: str | None = None
+    bare: Sequence[str] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -38,9 +41,8 @@ def markdown(table: Table) -> str:
     kinds = ["---" if _is_text(table, column) else "---:" for column in columns]
     lines = [f"{table.note}\n" if table.note else None, f"| {' | '.join(columns)} |", f"| {' | '.join(kinds)} |"]
     for number, row in enumerate(table.rows):
-        cells = [
-            _strong(shown(row.get(c)), "**", "**") if (number, c) in strong else shown(row.get(c)) for c in columns
-        ]
+        texts = {column: _rounded(table, row, column) for column in columns}
+        cells = [_strong(text, "**", "**") if (number, c) in strong else text for c, text in texts.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(line for line in lines if line is not None) + "\n"
 
@@ -56,7 +58,7 @@ def latex(table: Table) -> str:
         if number and block != before:
             lines.append(r"\midrule")
         before = block
-        cells = [_latex_cell(row.get(column), (number, column) in strong) for column in columns]
+        cells = [_latex_cell(_rounded(table, row, c), row.get(c), (number, c) in strong) for c in columns]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -85,17 +87,22 @@ def shown(cell: Any) -> str:
     return str(cell)
 
 
+def _rounded(table: Table, row: Row, column: str) -> str:
+    text = shown(row.get(column))
+    return text.partition(" ± ")[0] if column in table.bare else text
+
+
 def _strong(text: str, before: str, after: str) -> str:
     """The value of `value ± deviation` stands out."""
     value, plus_minus, deviation = text.partition(" ± ")
     return f"{before}{value}{after}{plus_minus}{deviation}"
 
 
-def _latex_cell(cell: Any, strong: bool) -> str:
-    text = shown(cell)
+def _latex_cell(text: str, cell: Any, strong: bool) -> str:
     if isinstance(cell, Estimate) and text != NOTHING:
-        value, _, deviation = text.partition(" ± ")
-        return rf"$\mathbf{{{value}}} \pm {deviation}$" if strong else rf"${value} \pm {deviation}$"
+        value, plus_minus, deviation = text.partition(" ± ")
+        value = rf"\mathbf{{{value}}}" if strong else value
+        return rf"${value} \pm {deviation}$" if plus_minus else f"${value}$"
     return rf"\textbf{{{_latex(text)}}}" if strong else _latex(text)
 
 
@@ -115,6 +122,7 @@ def lowest_cells(table: Table) -> set[tuple[int, str]]:
         blocks.setdefault(row.get(table.block) if table.block else None, []).append(number)
     for column in table.lowest:
         for numbers in blocks.values():
+            numbers = [n for n in numbers if not table.rows[n].get(table.failures or "")]
             values = {n: _number(table.rows[n].get(column)) for n in numbers}
             there = {n: value for n, value in values.items() if not math.isnan(value)}
             if len(there) > 1:

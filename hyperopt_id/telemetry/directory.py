@@ -50,8 +50,8 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
         occupied = is_finished(directory) or metrics.tell() > 0 or any(directory.glob("checkpoints/*.pt"))
         if occupied and not resuming:
             raise ValueError(
-                f"the directory {directory} already holds a run; continue it with --resume {directory} "
-                "or choose another name with -n NAME"
+                f"the directory {directory} already holds a run; continue it with --resume (of train: --resume "
+                f"{directory}) or choose another name with -n NAME"
             )
     except BaseException:
         metrics.close()

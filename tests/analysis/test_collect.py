@@ -58,6 +58,34 @@ def test_runs_that_are_there_twice_are_said(tmp_path: Path):
     )
 
 
+def test_a_config_that_is_only_there_as_yaml_is_said_and_nothing_is_selected(tmp_path: Path):
+    run = write_run(tmp_path / "data" / "mine", config("Ours_LR"), {**LOSSES, "loss/validation": LOSSES["loss/test"]})
+    (run / "config.json").rename(run / "config.yaml")
+    found = study(tmp_path)
+    assert [(kind.dataset, kind.algorithm) for kind in found.kinds] == [("data", "mine")]
+    assert np.isnan(found.kinds[0].validation).all()
+    assert found.remarks == (
+        f"no config.json beside config.yaml, named after folders and without what is selected: {run}",
+    )
+
+
+def test_searches_are_looked_at_as_often_as_their_runs_reported(tmp_path: Path):
+    """The last report is worse than the one before, which a method that looks at every report would have kept."""
+    search = write_search(tmp_path / "s", "BayesOpt", [(0, 0.9, 9.0), (0, 0.8, 8.0)], config("Random_Validation"))
+    reports = [
+        {"step": 20, "time": 1.0, "loss/validation": [0.5, 0.7], "loss/test": [5.0, 1.0]},
+        {"step": 40, "time": 2.0, "loss/validation": [0.9, 0.8], "loss/test": [9.0, 8.0]},
+    ]
+    (search / "runs/all/metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    (found,) = study(tmp_path).searches
+    assert [line["gradients"] for line in found.evaluations[0]] == [50.0, 100.0, 150.0, 200.0]
+    assert found.final("loss/test").tolist() == [5.0]
+    (search / "runs/all/metrics.jsonl").unlink()
+    without = study(tmp_path)
+    assert without.searches[0].final("loss/test").tolist() == [8.0]
+    assert without.remarks == (f"the runs of a search are not there, so that only what it logged counts: {search}",)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nowhere", "there is no folder .+nowhere"), ("empty", "empty holds no runs: nothing below it")],
@@ -124,14 +152,31 @@ def test_long_horizons_meet_rivals_that_trained_as_long(tmp_path: Path):
     assert [name for name, kinds in selection.by_dataset(study(tmp_path)) for name in kinds] == ["Ours_LR_Momentum"]
 
 
-def test_times_are_compared_of_runs_that_were_not_compiled(tmp_path: Path):
+def test_times_are_compared_of_runs_that_trained_alone_and_were_not_compiled(tmp_path: Path):
     for algorithm in ("Random", "Ours_LR"):
         write_run(tmp_path / algorithm, config(algorithm), {"loss/test": [[1.0] * 9]})
-        write_run(tmp_path / f"{algorithm}_eager", config(algorithm, inner__compile="off"), LOSSES)
-    assert {name: len(runs) for name, runs in selection.timed(study(tmp_path), "uci_energy").items()} == {
-        "Random": 2,
-        "Ours_LR": 2,
-    }
+        write_run(tmp_path / f"{algorithm}_eager", config(algorithm, inner__compile="off"), {"loss/test": [1.0]})
+    found = selection.timed(study(tmp_path), "uci_energy")
+    assert {name: len(runs) for name, runs in found.items()} == {"Random": 1, "Ours_LR": 1}
+    assert all(map(selection.measured, found.values()))
+
+
+@pytest.mark.parametrize("changed", [{}, {"inner__compile": "off"}])
+def test_times_of_populations_are_no_measurement(tmp_path: Path, changed):
+    for algorithm in ("Random", "Ours_LR"):
+        write_run(tmp_path / algorithm, config(algorithm, **changed), LOSSES)
+    found = selection.timed(study(tmp_path), "uci_energy")
+    assert list(found) == ["Random", "Ours_LR"]
+    assert not any(map(selection.measured, found.values()))
+
+
+def test_rivals_of_another_length_are_said(tmp_path: Path):
+    long = {"inner__steps_per_update": 20, "inner__updates": 3}
+    write_run(tmp_path / "long", config("LongDiffThroughOpt_Medium", **long), LOSSES)
+    write_run(tmp_path / "usual", config("Ours_LR_Momentum"), LOSSES)
+    assert list(selection.remarks(study(tmp_path))) == [
+        "UCI Energy, Medium Diff-through-Opt: no rival trained for its 60 steps; compared are runs of 40"
+    ]
 
 
 def test_a_landscape_lies_below_trajectories_with_the_same_momentum(tmp_path: Path):
@@ -182,11 +227,11 @@ def test_errors_and_cosines_of_hypergradients_by_hand(tmp_path: Path):
     }
     same = found["K steps"][1, 1]
     np.testing.assert_allclose(same.errors, [0.0, 5.0**0.5 / 2.0])
-    np.testing.assert_allclose(same.cosines, [1.0, 0.0])
+    np.testing.assert_allclose(same.distances, [0.0, 1.0])
     np.testing.assert_allclose(same.parts["lr"], [0.0, NAN])
     whole = found["T steps"][2, 1]
     np.testing.assert_allclose(whole.errors, [10.0**0.5 / 5.0, 0.5])
-    np.testing.assert_allclose(whole.cosines, [0.8, 1.0])
+    np.testing.assert_allclose(whole.distances, [0.2, 0.0], atol=1e-15)
     np.testing.assert_allclose(whole.parts["lr"], [1.0, 0.5])
 
 

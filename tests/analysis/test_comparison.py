@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from logs import NAN, config, write_run
 
-from hyperopt_id.analysis.comparison import merged, table, with_reports, within
+from hyperopt_id.analysis.comparison import merged, table, thinned, with_reports, within
 from hyperopt_id.analysis.load_search import Search, best_so_far
 
 VALIDATION = [[0.9, 0.8], [0.5, 0.9], [0.7, NAN], [0.6, NAN]]  # four reports of two members
@@ -69,6 +69,25 @@ def test_repetitions_of_several_searches_are_those_of_one(population):
     both = merged([one, one])
     assert [lines[0]["repetition"] for lines in both.evaluations] == [0, 1]
     assert len(both.incumbents) == 2
+
+
+def test_a_search_that_has_evaluated_nothing_is_a_repetition_that_failed(population):
+    nothing = search()._replace(evaluations=())
+    both = merged([with_reports(*population), nothing])
+    assert [len(lines) for lines in both.evaluations] == [8, 0]
+    assert table({"ASHA": both, "PBT": method(1.0)}, "x").rows[-1]["failed"] == 1
+
+
+@pytest.mark.parametrize("every,seen", [(1, [5, 10, 15, 20]), (3, [6, 12, 15]), (6, [6, 12, 18]), (10, [10, 20])])
+def test_runs_are_looked_at_once_in_every_part_however_often_they_report(every, seen):
+    lines = [
+        {**line("runs/trial", member, 1.0, 1.0, **{"loss/validation": 1.0}), "step": step}
+        for member in range(2)
+        for step in range(every, 21, every)
+    ]
+    for member in range(2):
+        kept = [line["step"] for line in thinned(search(lines), 20, 4).evaluations[0] if line["member"] == member]
+        assert kept == seen
 
 
 def method(*found: float) -> Search:

@@ -4,15 +4,18 @@ import re
 import sys
 from collections.abc import Callable
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from logs import NAN, config, write_run, write_search
 
-from hyperopt_id.analysis import figures_hyper, figures_losses, paper, plotting, style
+from hyperopt_id.analysis import figures_cost, figures_hyper, figures_losses, paper, plotting, style
 from hyperopt_id.analysis.collect import collect
 from hyperopt_id.analysis.figures import FIGURES
+from hyperopt_id.analysis.load_search import Search
 from hyperopt_id.analysis.runs import SAME
 from hyperopt_id.analysis.tables import FORMATS
 from hyperopt_id.config import load
@@ -194,6 +197,75 @@ def test_numbers_on_axes(value: float, shown: str):
     assert plotting.plain(value) == shown
 
 
+def searched(*found: list[tuple[float, float]]) -> Search:
+    """A search with evaluations (gradients, loss) of each repetition."""
+    lines = [
+        tuple({"gradients": c, "seconds": c / 10, "loss/validation": v, "unnormalized_loss/test": v} for c, v in of)
+        for of in found
+    ]
+    return Search(
+        "uci_energy",
+        "x",
+        "",
+        tuple(lines),
+        tuple(min(of, key=itemgetter("loss/validation")) if of else {} for of in lines),
+    )
+
+
+GOOD = searched([(100.0, 4.0), (200.0, 2.0)], [(100.0, 3.0), (400.0, 1.0)])
+
+
+def drawn(searches: dict[str, Search]) -> tuple[Any, list[str], list[str]]:
+    """The axes of the figure, the labels of the curves in the first, and those in the legend."""
+    with plotting.matplotlib().rc_context(plotting.STYLE):
+        figure = figures_cost.draw_best_so_far("uci_energy", searches)
+        figure.draw_without_rendering()
+    curves = [line.get_label() for line in figure.axes[0].lines]
+    return figure.axes, curves, [text.get_text() for text in figure.legends[0].texts]
+
+
+def test_a_repetition_that_evaluated_nothing_ends_no_other_curve():
+    axes, curves, _ = drawn({"Random": searched([(100.0, 4.0), (300.0, 2.0)], []), "PBT": GOOD})
+    assert curves == ["Random", "PBT"]
+    ends = [line.get_xdata()[-1] for line in axes[1].lines]
+    np.testing.assert_allclose(ends, [300.0, 400.0])
+    for limits in (axes[1].get_xlim(), axes[1].get_ylim()):
+        assert np.isfinite(limits).all()
+
+
+@pytest.mark.parametrize("nothing", [searched([], []), searched(), searched([(50.0, NAN)])])
+def test_a_method_that_found_nothing_has_no_curve(nothing: Search):
+    axes, curves, names = drawn({"Random": nothing, "PBT": GOOD})
+    assert (curves, names) == (["PBT"], ["Random: none", "PBT"])
+    assert axes[0].get_ylabel() == "test MSE (un-normalized)"
+    axes, curves, names = drawn({"Random": nothing, "PBT": nothing})
+    assert (curves, names) == ([], ["Random: none", "PBT: none"])
+    assert [text.get_text() for text in axes[0].texts] == ["no method has found a model"]
+
+
+def test_many_methods_have_whiskers_in_place_of_bands():
+    names = ["Random", "Lorraine", "Baydin", "Ours_LR", "BayesOpt", "PBT", "ASHA"]
+    failed = searched([(100.0, 4.0)], [], [])
+    axes, curves, _ = drawn({name: failed if name == "PBT" else GOOD for name in names})
+    assert len(axes) == 3
+    assert len(curves) == len(names)
+    assert not [part for panel in axes for part in panel.collections]
+    whiskers = [tuple(line.get_ydata()) for line in axes[2].lines[::2]]
+    assert whiskers.count((1.0, 2.0)) == len(names) - 1
+    assert (4.0, axes[2].get_ylim()[1]) in whiskers  # open to above
+    axes, _, _ = drawn(dict.fromkeys(names[:3], GOOD))
+    assert [len(panel.collections) for panel in axes] == [3, 3]
+
+
+def test_error_rates_are_drawn_over_their_range(tmp_path: Path):
+    accuracy = {"loss/test": [[1.0] * 3], "accuracy/test": [[0.88, 0.87, 0.86]]}
+    (runs,) = collect([write_run(tmp_path / "run", config("Ours_LR"), accuracy)]).kinds
+    figure = figures_losses.draw_distributions({"here": {"Ours_LR": runs}}, "error/test")
+    low, high = figure.axes[0].get_xlim()
+    assert 0.1 < low < 0.12
+    assert 0.14 < high < 0.2
+
+
 # looks
 
 
@@ -203,11 +275,65 @@ def test_every_algorithm_has_a_look():
         assert SAME.get(name, name) in style.ALGORITHMS, name
 
 
+def linear(color: str) -> np.ndarray:
+    """Linear red, green and blue of "#rrggbb"."""
+    parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255.0
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def perceived(color: np.ndarray) -> np.ndarray:
+    """OKLab (Ottosson 2020)."""
+    cones = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]]) @ np.clip(
+        color, 0.0, 1.0
+    )
+    opponents = [[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]]
+    return np.array(opponents) @ np.cbrt(cones)
+
+
+EYES = {  # linear light as those see it who lack one kind of cones (Machado 2009), and how far colors have to be apart
+    "all cones": (np.eye(3), 0.12),
+    "protanopia": (np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]), 0.05),
+    "deuteranopia": (np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]), 0.05),
+}
+LOOKS = {**style.ALGORITHMS, **{f"other {n}": style.Look(f"{n}", *other) for n, other in enumerate(style.OTHERS)}}
+
+
 def test_algorithms_can_be_told_apart_in_color_and_in_gray():
-    for one, two in combinations(style.ALGORITHMS.values(), 2):
+    for one, two in combinations(LOOKS.values(), 2):
         assert (one.color, one.line) != (two.color, two.line)
         assert (one.line, one.marker) != (two.line, two.marker)
         assert one.label != two.label
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_colors_of_lines_of_one_style_are_far_apart(eye: str):
+    sees, least = EYES[eye]
+    for (one, a), (two, b) in combinations(LOOKS.items(), 2):
+        if a.line == b.line:
+            distance = np.linalg.norm(perceived(sees @ linear(a.color)) - perceived(sees @ linear(b.color)))
+            assert distance > least, (one, two)
+
+
+COMPARED = (  # side by side in the comparison of methods
+    *("Ours_LR", "Ours_LR_Momentum", "Ours_HDLR_Momentum", "Ours_Carry", "DiffThroughOpt", "Lorraine", "Baydin"),
+    *("Random", "BayesOpt", "ASHA", "PBT", "Prodigy", "ScheduleFree_SGD", "ScheduleFree_AdamW", "MuLO"),
+)
+STUDIED = (*COMPARED[:8], "Random_Validation", "Random_SteppedLR", "Random_3Batched")
+
+
+@pytest.mark.parametrize("names", [COMPARED, STUDIED])
+def test_methods_of_one_figure_have_markers_of_their_own(names: tuple[str, ...]):
+    looks = style.distinct(names)
+    assert len({look.marker for look in looks.values()}) == len(names)
+
+
+def test_unknown_algorithms_of_one_figure_have_looks_of_their_own():
+    names = [chr(ord("a") + n) * (1 + n % 2) for n in range(len(style.OTHERS))]
+    looks = style.distinct([*names, "Random", *names])
+    assert list(looks) == ["Random", *sorted(names)]
+    assert len({(look.color, look.line, look.marker) for look in looks.values()}) == len(looks)
+    assert [look.label for look in looks.values()][1:] == sorted(names)
+    assert len(style.distinct(map(str, range(20)))) == 20  # more than there are looks
 
 
 @pytest.mark.parametrize(

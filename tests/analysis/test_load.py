@@ -8,8 +8,9 @@ import pytest
 from logs import NAN, config, write_run
 from short_runs import train
 
-from hyperopt_id.analysis.load import dataset_of, load_reports, load_result, load_run
+from hyperopt_id.analysis.load import dataset_of, load_reports, load_run
 from hyperopt_id.analysis.runs import group, settings_of
+from hyperopt_id.telemetry import read_json
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +23,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_summary_becomes_arrays_in_which_null_is_nan(tmp_path: Path):
     directory = write_run(tmp_path / "tuned", config("Ours_LR"), {"loss/test": [[0.5, NAN, 0.25]]})
-    result = load_result(directory)
-    assert result.name == "tuned"
-    np.testing.assert_array_equal(result.metric("loss/test"), [0.5, NAN, 0.25])
-    assert result.diverged.tolist() == [False, True, False]
-    with pytest.raises(ValueError, match="tuned has no loss/train; it has loss/test"):
-        result.metric("loss/train")
+    runs = load_run(directory)
+    np.testing.assert_array_equal(runs.final("loss/test"), [0.5, NAN, 0.25])
+    assert runs.diverged.tolist() == [False, True, False]
 
 
 def test_a_run_that_is_not_finished_has_no_result(tmp_path: Path):
-    for load in (load_result, load_run):
-        with pytest.raises(ValueError, match=r"holds no finished run: there is no summary\.json"):
-            load(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no finished run: there is no summary\.json"):
+        load_run(tmp_path)
 
 
 def test_a_report_that_is_being_written_is_left_out(tmp_path: Path):
@@ -73,7 +70,9 @@ def test_the_arrays_of_a_run_are_its_reports(run: Path):
         for name in ("loss/test", "hyper/weight_decay", "hypergradient/weight_decay"):
             assert runs.curve(name)[member].tolist() == [report[name][member] for report in reports]
         np.testing.assert_allclose(runs.times[member], [report["time"] / 3 for report in reports])
-    np.testing.assert_array_equal(runs.final("accuracy/test"), load_result(run).final["accuracy/test"])
+    np.testing.assert_array_equal(
+        runs.final("accuracy/test"), read_json(run / "summary.json")["final"]["accuracy/test"]
+    )
     np.testing.assert_array_equal(runs.final("error/test"), 1.0 - runs.final("accuracy/test"))
     np.testing.assert_array_equal(runs.lowest("loss/test"), runs.curve("loss/test").min(axis=1))
 
@@ -165,6 +164,7 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path: Path):
     (joined,) = group(pieces)
     assert joined.final("loss/test").tolist() == [1.0, 2.0, 4.0]
     assert joined.cost["total"] == pytest.approx(15.0)  # three of four runs
+    assert [(timing.runs, timing.steps, timing.seconds["total"]) for timing in joined.timings] == [(2, 10, 10.0)] * 2
 
 
 def test_reports_at_other_steps_lie_on_straight_lines(tmp_path: Path):

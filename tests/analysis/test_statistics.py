@@ -139,3 +139,17 @@ def test_a_band_holds_the_statistic_and_is_as_wide_as_its_resamples():
     values = np.stack([np.array([0.0, 5.0]), np.array([2.0, 5.0])])
     middle, low, high = band(values, mean)
     np.testing.assert_array_equal([middle, low, high], [[1.0, 5.0], [0.0, 5.0], [2.0, 5.0]])
+
+
+def test_a_band_is_open_where_resamples_have_no_value():
+    """Of two values of which one is missing, resamples hold both, one or none of what is there: their medians are the
+    value in one of four, and nothing in the others; of three of which one is missing, the median is in 20 of 27 one of
+    those that are there."""
+    two, three = np.array([[1.0], [NAN]]), np.array([[1.0], [2.0], [NAN]])
+    for values, expected in (
+        (two, (NAN, 1.0, np.inf)),
+        (three, (2.0, 1.0, np.inf)),
+        (two * NAN, (NAN, np.inf, np.inf)),
+    ):
+        found = band(values, lambda rows, axis: quantiles(rows, [0.5])[0])
+        np.testing.assert_array_equal(np.ravel(found), expected)

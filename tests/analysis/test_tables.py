@@ -12,7 +12,7 @@ from hyperopt_id.analysis import results
 from hyperopt_id.analysis.collect import collect
 from hyperopt_id.analysis.load import load_run
 from hyperopt_id.analysis.statistics import UNKNOWN, Estimate
-from hyperopt_id.analysis.tables import Table, comma_separated, latex, markdown
+from hyperopt_id.analysis.tables import Table, comma_separated, latex, lowest_cells, markdown
 
 TABLE = Table(
     "example",
@@ -53,6 +53,20 @@ def test_latex():
         "\\bottomrule\n"
         "\\end{tabular}\n"
     )
+
+
+def test_the_lowest_stands_out_among_those_without_failures():
+    rows = [{"mean": value, "failed %": failed} for value, failed in ((1.0, 0.5), (3.0, 0.0), (2.0, 0.0))]
+    assert lowest_cells(Table("x", "", rows, lowest=("mean",))) == {(0, "mean")}
+    assert lowest_cells(Table("x", "", rows, lowest=("mean",), failures="failed %")) == {(2, "mean")}
+    assert lowest_cells(Table("x", "", rows[:2], lowest=("mean",), failures="failed %")) == set()  # nothing to compare
+
+
+def test_a_bare_estimate_has_no_deviation_but_in_the_csv():
+    bare = TABLE._replace(bare=("mean",))
+    assert "| A & B | Ours_LR | **1.50** | 0 | – |" in markdown(bare)
+    assert r"A \& B & Ours\_LR & $\mathbf{1.50}$ & 0 & -- \\" in latex(bare)
+    assert comma_separated(bare) == comma_separated(TABLE)
 
 
 def test_csv_has_all_digits():
@@ -121,8 +135,28 @@ def test_runtimes_are_multiples_of_vanilla_training(tmp_path: Path):
     write_run(tmp_path / "r", config("Random"), curves)
     write_run(tmp_path / "o", config("Ours_LR"), curves, seconds={"total": 18.0})
     rows = results.runtimes(collect([tmp_path])).rows
+    assert {row["measured"] for row in rows} == {"no: side by side or compiled"}
     assert [row["of vanilla training"] for row in rows] == [1.0, 2.0]
     assert rows[0]["seconds per run and 1000 steps"] == 100.0
+
+
+def test_the_best_of_some_runs_is_shown_without_deviation(tmp_path: Path):
+    curves = {"loss/test": [[1.0, 2.0]], "loss/validation": [[1.0, 2.0]]}
+    write_run(tmp_path / "run", config("Ours_LR"), curves)
+    shown = markdown(results.final_losses(collect([tmp_path]))).splitlines()[-1]
+    assert [" ± " in cell for cell in shown.split(" | ")[4:8]] == [True, True, False, False]
+
+
+def test_cost_is_measured_by_runs_that_trained_alone(tmp_path: Path):
+    """A population of four beside runs of their own, all uncompiled: 8 s for 40 steps of one run count."""
+    for name, seconds in (("Random", 10.0), ("Ours_LR", 18.0)):
+        about = config(name, inner__compile="off", seed=9)
+        write_run(tmp_path / name, about, {"loss/test": [1.0] * 4}, seconds={"total": seconds})
+        write_run(tmp_path / f"{name}4", {**about, "seed": 0}, {"loss/test": [[1.0] * 4] * 4})
+    rows = results.runtimes(collect([tmp_path])).rows
+    assert [row["of vanilla training"] for row in rows] == [1.0, 2.0]
+    assert [row["measured"] for row in rows] == ["alone, not compiled"] * 2
+    assert rows[0]["seconds per run and 1000 steps"] == 200.0
 
 
 def test_variants_say_what_they_vary(tmp_path: Path):
@@ -158,5 +192,5 @@ def test_accuracies_of_hypergradients_are_listed(tmp_path: Path):
     rows = results.hypergradient_accuracy(collect([tmp_path])).rows
     assert [(row["exact through"], row["T"], row["K"]) for row in rows] == [("K steps", 10, 10), ("T steps", 10, 10)]
     assert rows[0]["relative error"].value == rows[0]["mean error"].value == 0.25
-    assert rows[0]["cosine"].value == 1.0
+    assert rows[0]["1 − cosine"].value == pytest.approx(0.0)  # of one number each
     assert np.isclose(rows[0]["error, lr"].value, 0.25)

@@ -1,12 +1,15 @@
 """The command lines of searches: which config they mean, and which directory."""
 
 import os
+import subprocess
+import sys
 
 import pytest
-from short_runs import TINY, into
+from short_runs import CONFIGS, TINY, into
 from short_runs import config as files
 
-from baselines import arguments
+from baselines import arguments, asha, pbt
+from hyperopt_id import config as configs
 from hyperopt_id.config import dump
 
 
@@ -34,6 +37,27 @@ def test_a_data_set_alone_means_plain_training_on_the_training_set():
 def test_a_search_needs_an_unseen_validation_set(given, said):
     with pytest.raises(ValueError, match=said):
         arguments.load(options(*given))
+
+
+def test_any_config_can_be_checked():
+    arguments.check(arguments.load(options(*files("digits"))))
+    with pytest.raises(ValueError, match="which training must not see, but Random trains on"):
+        arguments.check(configs.load([CONFIGS / "digits.yaml", CONFIGS / "Random.yaml"], TINY))
+
+
+@pytest.mark.parametrize("command", [asha, pbt])
+def test_without_ray(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    assert arguments.main(command.run, [*files("digits"), *into(tmp_path / "run"), "-s", *TINY]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Ray is needed: python -m pip install -c constraints.txt -e '.[baselines]' (")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_searches_can_be_imported_without_ray():
+    code = "import sys; sys.modules['ray'] = None; import baselines.asha, baselines.pbt, baselines.cluster"
+    subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, check=True)
 
 
 def test_a_directory_is_named_after_what_is_searched():

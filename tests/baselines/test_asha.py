@@ -22,6 +22,7 @@ from baselines.trainable import WORST, score
 from hyperopt_id import config as configs
 from hyperopt_id import launch
 from hyperopt_id.analysis.cost import gradients_per_update
+from hyperopt_id.build.names import starting_values
 from hyperopt_id.config import to_dict
 
 MOST, GRACE, ETA = 60, 12, 4  # steps
@@ -176,7 +177,7 @@ def test_an_interrupted_command_goes_on_as_if_nothing_had_happened(local_ray, tm
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
     _, said = child.communicate()
     assert child.returncode == 130
-    assert said.splitlines()[-1] == "stopped; the same command with --resume goes on"
+    assert re.fullmatch(r"Ray was stopped when \d+ of 12 trials were finished; --resume goes on", said.splitlines()[-1])
     assert not (directory / "summary.json").exists()
     before = lines(directory)
 
@@ -209,6 +210,49 @@ def test_a_budget_holds_over_an_interruption(local_ray, monkeypatch, tmp_path):
     assert not (tmp_path / "search" / "ray").exists()
 
 
+def test_without_a_number_of_trials_new_ones_begin_until_the_budget_is_spent(local_ray, monkeypatch, tmp_path):
+    """Also over an interruption, each member once, in order."""
+    original, pending = Ledger.on_trial_result, [True]
+
+    def on_trial_result(ledger, *arguments, **info):
+        original(ledger, *arguments, **info)
+        if len(ledger.log.records) == 6 and pending:
+            pending.pop()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Ledger, "on_trial_result", on_trial_result)
+    given = config("report.every=1"), tmp_path / "search"
+    endless = {"max_steps": 6, "grace": 3, "gradients": 60.0}
+    with pytest.raises(KeyboardInterrupt, match=r"Ray was stopped when \d+ trials were finished; --resume goes on"):
+        asha.search(*given, **endless)
+    asha.search(*given, **endless)
+    found = lines(tmp_path / "search")
+    assert found[-2]["gradients"] < 60.0 <= found[-1]["gradients"]
+    runs = [line["run"] for line in found]
+    assert set(runs) == {f"runs/trial_{member:04d}" for member in range(len(set(runs)))}
+    assert len({(line["run"], line["step"]) for line in found}) == len(found)
+    assert 60 / 6 <= len(set(runs)) <= 60 / 3
+    drawn = starting_values(config(f"population.runs={len(set(runs))}"))
+    for line in found:
+        member = int(line["run"].removeprefix("runs/trial_"))
+        assert line["hyper"] == {name: values[member] for name, values in drawn.items()}
+
+
+def test_hypergradients_inside(local_ray, tmp_path):
+    """A trial of an algorithm that tunes is the run that it would be alone, and costs what its hypergradients do."""
+    given = "report.every=1", "hypergradient.terms=2"
+    ours = config(*given, algorithm="Ours_LR_Momentum")
+    summary = asha.search(ours, tmp_path / "search", trials=3, grace=6, reduction=2.0)
+    assert summary["method"] == "ASHA + Ours_LR_Momentum"
+    found = lines(tmp_path / "search")
+    each = gradients_per_update(to_dict(ours))
+    assert each > gradients_per_update(to_dict(config(*given[:1])))
+    assert [line["gradients"] for line in found] == pytest.approx([each * (n + 1) for n in range(len(found))])
+    last = [of(found, trial)[-1] for trial in range(3)]
+    assert all(line["hyper/lr"] != line["hyper"]["lr"] for line in last)
+    assert_same_as_alone(tmp_path / "search", tmp_path / "alone", 18)
+
+
 def test_a_trial_that_fails_is_said_and_tried_again(local_ray, tmp_path):
     small = {"trials": 2, "max_steps": 6, "grace": 6}
     in_the_way = tmp_path / "search" / "runs" / "trial_0001"
@@ -231,6 +275,7 @@ def test_a_trial_that_fails_is_said_and_tried_again(local_ray, tmp_path):
         (["--budget-gradients", "0"], "given a budget of 0.0 gradients; allowed: a number above 0"),
         (["--address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1 .*; start one with .*"),
         (["--gpus-per-trial", "99"], "given 99 GPUs for each trial, but Ray sees .* in all"),
+        (["--budget-gradients", "9", "--trials", "0"], "given 0 trials; a search needs 1 or more"),
         (["--resume"], "--resume: there is no search .* in .*; leave --resume out to start one"),
         (["-c", "configs/nothing.yaml"], "configs/nothing.yaml: cannot be read .*"),
         (

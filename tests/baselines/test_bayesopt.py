@@ -254,10 +254,24 @@ def test_mistake(name, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_budget_alone_says_how_many_evaluations(tmp_path):
+    """Of gradients, 18 each: 4 fit into 80. Of seconds: as many as it takes."""
+    bayesopt.search(config(), tmp_path / "gradients", random=2, gradients=80.0)
+    assert [line["evaluation"] for line in lines(tmp_path / "gradients")] == [0, 1, 2, 3]
+    bayesopt.search(config(), tmp_path / "seconds", random=1, seconds=1e-9)
+    assert len(lines(tmp_path / "seconds")) == 1
+    with pytest.raises(ValueError, match="nothing says when the search ends"):
+        bayesopt.search(config(), tmp_path / "endless")
+    assert not (tmp_path / "endless").exists()
+
+
 def test_without_scikit_optimize(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "skopt", None)
     assert arguments.main(bayesopt.run, [*files("digits"), *into(tmp_path / "run"), "-s", *TINY]) == 2
-    assert re.fullmatch("error: bayesopt needs scikit-optimize: .*pip install.*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        "error: bayesopt needs scikit-optimize: python -m pip install -c constraints.txt -e .*\n",
+        capsys.readouterr().err,
+    )
     assert not (tmp_path / "run").exists()
 
 

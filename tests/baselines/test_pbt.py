@@ -13,7 +13,7 @@ from short_runs import TINY, TUNE, into, reports
 from short_runs import config as files
 from short_searches import config, lines
 
-from baselines import arguments, pbt
+from baselines import arguments, pbt, schedulers
 from baselines.ledger import Ledger
 from baselines.perturbation import explore, perturbed
 from baselines.trainable import score
@@ -89,7 +89,7 @@ def test_exploration_draws_a_quarter_anew_and_scales_the_others():
 
 
 def test_a_restored_scheduler_knows_the_scores_of_the_checkpoints():
-    scheduler = pbt.Population(time_attr="step", metric="score", mode="min", custom_explore_fn=dict)
+    scheduler = schedulers.Population(time_attr="step", metric="score", mode="min", custom_explore_fn=dict)
     result = SimpleNamespace(metrics={"step": 300, "score": 0.5})
     manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=4), latest_checkpoint_result=result)
     trial = MagicMock(checkpoint="there", config={})

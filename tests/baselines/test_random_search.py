@@ -149,7 +149,7 @@ FIXED = ["space.lr.sample=none", "space.weight_decay.sample=none", "space.moment
 MISTAKES = {
     "no trials": (["--trials", "0"], [], "given 0 evaluations; a search needs 1 or more"),
     "no repetitions": (["--trials", "2", "--repetitions", "0"], [], "given 0 repetitions"),
-    "no end": ([], [], "nothing says when the search ends: give a number of evaluations, or a budget"),
+    "no end": ([], [], "nothing says when the search ends: give --trials N, or a budget"),
     "no batches": (["--trials", "3", "--batch", "0"], [], "given 3 trials in batches of 0"),
     "an incomplete batch": (["--trials", "4", "--batch", "3"], [], "given 4 trials in batches of 3"),
     "too small a budget": (["--budget-gradients", "17"], [], "17 gradients holds no evaluation, which takes 18"),

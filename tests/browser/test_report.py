@@ -1,11 +1,12 @@
-"""The report of a comparison, as people see it."""
+"""The report of a comparison, as people see it: the page that `scripts/compare.py` writes."""
 
+import importlib.util
 from pathlib import Path
 
-from hyperopt_id.analysis import comparison, plotting
-from hyperopt_id.analysis.figures_cost import draw_best_so_far
+from hyperopt_id.analysis import comparison
 from hyperopt_id.analysis.load_search import Search
-from hyperopt_id.analysis.page import Heading, Picture, Text, page
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 
 
 def search(method: str, level: float) -> Search:
@@ -27,13 +28,16 @@ def search(method: str, level: float) -> Search:
 
 
 def test_text_table_and_figure_fit_the_window(browser, tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("compare", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
     searches = {"Ours_LR": search("Ours_LR", 1.0), "Random": search("Random", 8.0)}
-    with plotting.matplotlib().rc_context(plotting.STYLE):
-        figure = draw_best_so_far("uci_energy", searches)
-        parts = [Text("a < b & c"), comparison.table(searches, "x"), Heading("Costs"), Picture(figure, "A caption.")]
-        (tmp_path / "report.html").write_text(page("A title", parts), encoding="utf-8")
+    compare.write(searches, tmp_path, "What a < b & c mean.", "python scripts/compare.py -c 'a b'")
     browser.open((tmp_path / "report.html").as_uri())
-    browser.wait_for("A title", "a < b & c", "Ours WD+LR", "Random", "median, 95 %", "0.275", "2.02", "A caption.")
+    browser.wait_for("Hyperparameter optimization on UCI Energy", "What a < b & c mean.", "-c 'a b'")
+    browser.wait_for("Ours WD+LR", "Random", "median, 95 %", "0.275", "2.02", "gradient evaluations")
     (drawn,) = browser.find("svg")
     (table,) = browser.find("table")
     assert drawn["width"] > 500

@@ -150,7 +150,8 @@ def test_from_directory_passes_over_the_config_of_a_search(tmp_path: Path):
 @pytest.mark.parametrize(
     "name, algorithm, arguments, said",
     [
-        ("sensitivty", "Random", [], "did you mean sensitivity?"),
+        ("sensitivty", "Random", [], "there is no 'sensitivty'; did you mean sensitivity? allowed: natural_sgd, "),
+        ("?", "Random", [], "there is no '?', allowed: natural_sgd, "),
         ("natural_sgd", "Random", ["5"], "takes at most 0"),
         ("sensitivity", "Ours_LR", ["0"], "given 0"),
         ("sensitivity", "Ours_LR", ["two"], "given two"),

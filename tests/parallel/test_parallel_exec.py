@@ -159,7 +159,7 @@ def test_progress_is_read_from_the_newest_report(tmp_path: Path):
         (["--repetitions", "0"], "--repetitions: given 0"),
         (["--chunk", "-1"], "--chunk: given -1"),
         (["--algorithms", "Ours_LR_Momentun"], "there is no 'Ours_LR_Momentun'; did you mean Ours_LR_Momentum?"),
-        (["--overrides", "sensitvity"], "did you mean sensitivity?"),
+        (["--overrides", "sensitvity"], "did you mean sensitivity? allowed: natural_sgd, "),
         (["--overrides", "from_directory", "/nowhere"], "/nowhere holds no runs"),
         (["-s", "inner.updats=3"], "inner.updates"),
         (["--device", "cuda"], "add --gpus-per-task 1"),

@@ -15,7 +15,7 @@ import run_all
 from experiments import EXPERIMENTS, STUDY, Experiment, Part
 from override_generators import generate
 
-from hyperopt_id.analysis.load import load_result
+from hyperopt_id.analysis.load import load_run
 from hyperopt_id.config import load
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,20 @@ def test_starts_are_those_of_the_study(data: str, starts: int):
     assert {p.starts for row in EXPERIMENTS for p in row.parts if p.algorithms == STUDY and data in p.data} == {starts}
 
 
+def test_all_methods_have_a_search_of_one_data_set():
+    """So that one figure can show the best of each against its cost."""
+    searches = {
+        (part.method, algorithm)
+        for row in EXPERIMENTS
+        for part in row.parts
+        for algorithm in part.algorithms
+        if part.method != "parallel_exec" and "uci_energy" in part.data
+    }
+    plain, ours = "Random_TrainingSetOnly", "Ours_LR_Momentum"
+    both = {(method, algorithm) for method in ("random_search", "asha", "pbt") for algorithm in (plain, ours)}
+    assert searches == both | {("bayesopt", plain)}
+
+
 @pytest.mark.parametrize("part, data, algorithm", CASES)
 def test_every_row_is_a_config_that_loads(part: Part, data: str, algorithm: str):
     files = [ROOT / "configs" / f"{stem}.yaml" for stem in (data, algorithm)]
@@ -106,16 +120,30 @@ def test_searches_have_commands_of_their_own(capsys: pytest.CaptureFixture[str])
     given += " --data-root /data --workers 3 -g pbt -n uci_energy_{0}"
     algorithms = ("Random_TrainingSetOnly", "Ours_LR_Momentum")
     assert found["pbt"] == [[sys.executable, *given.format(name).split()] for name in algorithms]
-    assert [after("--repetitions", command) for command in found["bayesopt"]] == [["32"]] * 4
+    assert [after("--repetitions", command) for command in found["bayesopt"]] == [["32"]] * 12
+    random = [command for command in found["bayesopt"] if "baselines.random_search" in command]
+    assert [after("--trials", command) for command in random] == [["30"]] * 4 + [["16"]] * 4
+    assert all("--workers" not in command and after("--threads", command) == ["3"] for command in found["bayesopt"])
+
+
+def test_no_two_searches_share_a_directory(capsys: pytest.CaptureFixture[str]):
+    found = [command for commands in dry("-l", "/runs", capsys=capsys).values() for command in commands]
+    places = [(after("-g", command)[0], after("-n", command)[0]) for command in found if "-n" in command]
+    assert len(places) == len(set(places)) == 12 + 2 + 2
 
 
 @pytest.mark.parametrize("name", ["bayesopt", "asha", "pbt"])
 def test_a_search_that_was_begun_is_resumed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    begun = tmp_path / name / "uci_energy_Random_TrainingSetOnly"
+    begun = tmp_path / name / "uci_energy_Random_TrainingSetOnly"  # the first command
     begun.mkdir(parents=True)
     (begun / "config.yaml").touch()
     first, second, *_ = dry("--only", name, "-l", str(tmp_path), capsys=capsys)[name]
     assert ("--resume" in first, "--resume" in second) == (True, False)
+    if name == "bayesopt":
+        (tmp_path / name / "random" / "uci_power_Ours_LR_Momentum").mkdir(parents=True)
+        (tmp_path / name / "random" / "uci_power_Ours_LR_Momentum" / "config.yaml").touch()
+        resumed = [c for c in dry("--only", name, "-l", str(tmp_path), capsys=capsys)[name] if "--resume" in c]
+        assert [after("-g", c) for c in resumed] == [["bayesopt"], ["bayesopt/random"]]
 
 
 def test_a_scale_makes_fewer_starts_and_shorter_runs(capsys: pytest.CaptureFixture[str]):
@@ -225,5 +253,5 @@ def test_an_experiment_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     row = Experiment("trial", "", "", (Part(("digits",), ("Random",), 40, settings=("inner.compile=off",)),))
     monkeypatch.setattr(run_all, "EXPERIMENTS", (row,))
     assert run_all.main(["-l", str(tmp_path), "--scale", "0.05", "--workers", "1"]) == 0
-    result = load_result(tmp_path / "trial" / "Random_000-001")
+    result = load_run(tmp_path / "trial" / "Random_000-001")
     assert not result.diverged.any()
