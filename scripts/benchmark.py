@@ -1,7 +1,8 @@
 """Speed and memory against plain PyTorch, as ratios measured in one process.
 
     python scripts/benchmark.py                       all tables, on the CPU
-    python scripts/benchmark.py step models           some of them: step, models, population, peers, memory
+    python scripts/benchmark.py step models           some of them: step, models, population, peers, memory,
+                                                      analysis
     python scripts/benchmark.py --device cuda --json benchmark.json
 
 The contestants of a table take turns, a few hundred steps each, and the table shows medians over the rounds of
@@ -26,8 +27,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 
+from experiments import STUDY
 from measuring import Row, compare, forget_peak, machine, markdown, peak_bytes
-from workloads import Workload, space, stepper
+from workloads import Workload, space, stepper, write_logs
 
 from baselines import diff_through_opt
 from hyperopt_id import Execution, curvature, hypergrad, runtime
@@ -171,6 +173,26 @@ def memory_table(device: str, rounds: int) -> list[Row]:
     return rows
 
 
+def analysis_table(device: str, rounds: int) -> list[Row]:
+    """All tables and figures of many runs, by `scripts/paper_plots.py`; event runs have TensorBoard's events alone."""
+    rows = []
+    for what, algorithms, starts, reports in (("directories", 9, 200, 100), ("event runs", 2, 100, 4000)):
+        with tempfile.TemporaryDirectory() as folder:
+            logs, out = Path(folder) / "runs", Path(folder) / "out"
+            write_logs(logs, ROOT / "configs", STUDY[:algorithms], starts, reports)
+            if what == "event runs":
+                for name in ("metrics.jsonl", "summary.json"):
+                    for path in logs.glob(f"*/{name}"):
+                        path.unlink()
+            command = [sys.executable, str(ROOT / "scripts" / "paper_plots.py"), str(logs), "--out", str(out)]
+            for again in ("", ", again, from the cache")[: 2 if what == "event runs" else 1]:
+                began = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                row = {"runs": f"{algorithms * starts} {what}{again}", "reports of each": reports}
+                rows.append({**row, "seconds": time.perf_counter() - began})
+    return rows
+
+
 def peak_apart(contestant: str, *counts: Any) -> float:
     """`peak` in a process of its own."""
     *numbers, device = map(str, counts)
@@ -207,6 +229,7 @@ TABLES = {
     "population": population_table,
     "peers": peers_table,
     "memory": memory_table,
+    "analysis": analysis_table,
 }
 
 
