@@ -40,7 +40,7 @@ def replay_parser() -> argparse.ArgumentParser:
     add("--member", type=int, metavar="M", help="of a population (default: the one with the lowest validation loss)")
     add("--stretch", type=float, default=1.0, metavar="F", help="a run F times as long (default 1)")
     beside = {"help": "logs go to DIR/GROUP/NAME (default: beside RUN, as RUN_replay)"}
-    add_options(result, "set", *WHERE, log_dir=beside, name={"help": "default: RUN_replay"})
+    add_options(result, *WHAT[1:], *WHERE, log_dir=beside, name={"help": "default: RUN_replay"})
     add("--resume", action="store_true", help="continue the replay that is there")
     return result
 
