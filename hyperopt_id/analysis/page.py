@@ -9,14 +9,14 @@ from hyperopt_id.analysis.tables import Table, lowest_cells, shown
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 80rem; margin: 2rem auto;
        padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p { max-width: 48rem; } code, pre { font: 0.88em/1.45 ui-monospace, monospace; }
 pre { background: #f5f5f5; padding: 0.8rem 1rem; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { padding: 0.3rem 0.75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
 th { border-bottom: 2px solid #222; } th.text, td.text { text-align: left; }
 tbody tr:hover { background: #f7f7f2; } td.lowest { font-weight: 700; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
