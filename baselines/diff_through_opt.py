@@ -135,7 +135,7 @@ def from_config_by_higher(config: Config, *, compiled: bool | None = None) -> tu
     for setting, reason in _unsupported(config):
         raise ValueError(f"--backend higher cannot have {setting}: {reason}, or leave --backend higher out")
     try:
-        import higher  # noqa: F401
+        import higher  # noqa: F401 - whether it is there
     except ImportError as error:
         raise ValueError(
             "--backend higher needs the package higher: python -m pip install -c constraints.txt -e '.[baselines]'"
