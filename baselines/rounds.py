@@ -168,7 +168,7 @@ def compile_round(search: Search, number: int) -> Literal["auto", "on", "off"]:
     if config.inner.compile != "auto" or number == 0 or first is None:
         return config.inner.compile
     seconds = first["seconds"]
-    rounds = math.inf if plan.evaluations is None else plan.evaluations / (plan.together or plan.evaluations)
+    rounds = 1.0 if plan.together is None else affordable(config, plan) / plan.together
     budget = math.inf if plan.seconds is None else plan.seconds * plan.repetitions
     left = min((seconds["inner"] + seconds["hypergradient"]) * (rounds - 1), budget - seconds["total"])
     worthwhile = seconds["compile"] > 0.0 or left >= SECONDS_WORTH_COMPILING

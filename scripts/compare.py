@@ -16,6 +16,7 @@ often. OUT holds a folder for each method, which the same command continues, and
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import shlex
 import sys
@@ -46,6 +47,14 @@ LOOKS = 20  # at a run, evenly spaced: models that may be kept
 APART = 10_000  # seeds between repetitions
 FEW = 5  # repetitions below this say little
 MEMBERS = 30  # of PBT, where only seconds are limited
+PACKAGES = {  # that methods need beyond the library's own
+    "BayesOpt": "skopt",
+    "ASHA": "ray",
+    "PBT": "ray",
+    "Prodigy": "prodigyopt",
+    "ScheduleFree_SGD": "schedulefree",
+    "ScheduleFree_AdamW": "schedulefree",
+}
 
 
 class Method(NamedTuple):
@@ -88,6 +97,16 @@ def methods(options: argparse.Namespace) -> dict[str, Method]:
     known = {name: Method(name, random_search.search) for name in (*tuning, "MuLO")}
     known |= {name: Method(arguments.PLAIN.stem, search) for name, search in plain.items()}
     return {name: method for name, method in known.items() if (CONFIGS / f"{method.config}.yaml").is_file()}
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Raise a ValueError where a package is missing, before anything is trained."""
+    plotting.matplotlib()
+    for name in names:
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ValueError(
+                f"{name} needs the package {PACKAGES[name]}: {arguments.INSTALL}; or name other methods with --methods"
+            )
 
 
 def method_config(options: argparse.Namespace, method: Method) -> Config:
@@ -150,6 +169,7 @@ def protocol(options: argparse.Namespace, config: Config) -> str:
     limits = {"gradient evaluations": options.budget_gradients, "seconds": options.budget_seconds}
     budget = " and ".join(f"{value:,.0f} {unit}" for unit, value in limits.items() if value is not None)
     few = f" {options.seeds} repetitions are too few to tell methods apart." if options.seeds < FEW else ""
+    threads = options.threads or torch.get_num_threads()
     device = torch.cuda.get_device_name() if options.device != "cpu" and torch.cuda.is_available() else "CPU"
     return (
         f"{len(options.methods)} methods, {options.seeds} repetitions each, {budget} a repetition.{few} A whole "
@@ -158,7 +178,7 @@ def protocol(options: argparse.Namespace, config: Config) -> str:
         f"by the loss on the validation set, among the models at {LOOKS} points of each training. The test set chooses "
         "nothing. A training step is one gradient evaluation, a Hessian-vector product two. Seconds of runs that are "
         "trained together are shared evenly among them. "
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}."
+        f"{device}, {threads} threads, torch {torch.__version__}, {platform.machine()}."
     )
 
 
@@ -188,6 +208,7 @@ def run(given: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"given {options.seeds} seeds; a comparison needs 1 or more, and {FEW} or more to mean anything"
         )
+    check_packages(options.methods)
     trained = {name: method_config(options, known[name]) for name in options.methods}
     try:
         options.out.mkdir(parents=True, exist_ok=True)

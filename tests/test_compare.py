@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -137,6 +138,20 @@ def test_a_mistake_is_one_line_before_anything_is_trained(options, message, tmp_
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith(f"error: {message}")
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.parametrize("package, method", [("matplotlib", "Random"), ("skopt", "BayesOpt"), ("ray", "PBT")])
+def test_a_missing_package_is_one_line_before_anything_is_trained(package, method, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    monkeypatch.setitem(sys.modules, package, None)
+    options = ["--budget-gradients", str(BUDGET)]
+    assert compare.main(arguments(tmp_path / "out", *options, methods=["Random", method])) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ")
+    assert package in error
+    assert "pip install" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Random search: its trials are the starts of a population, and it chooses by validation loss."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,23 +123,26 @@ def test_an_interrupted_search_is_completed(searched, tmp_path, count, half):
     assert "previous" not in read_json(copy / "runs" / "round_000" / "environment.json")  # not trained again
 
 
+FORTY = rounds.Plan(1, 40, 2)  # trainings of 18 gradients, 2 together
 EAGER = {"total": 4.0, "compile": 0.0, "inner": 2.0, "hypergradient": 1.5}  # and 19 further rounds
 
 
 @pytest.mark.parametrize(
-    "given, seconds, first, expected",
+    "given, plan, first, expected",
     [
-        ("auto", None, EAGER, "on"),  # 66.5 s to come
-        ("auto", None, EAGER | {"inner": 1.5}, "off"),  # 57 s
-        ("auto", 63.0, EAGER, "off"),  # 59 s are left of the budget
-        ("auto", 65.0, EAGER, "on"),
-        ("auto", None, {"total": 9.0, "compile": 8.0, "inner": 0.2, "hypergradient": 0.1}, "on"),  # as the first one
-        ("off", None, EAGER | {"inner": 99.0}, "off"),
+        ("auto", FORTY, EAGER, "on"),  # 66.5 s to come
+        ("auto", FORTY, EAGER | {"inner": 1.5}, "off"),  # 57 s
+        ("auto", replace(FORTY, seconds=63.0), EAGER, "off"),  # 59 s are left of the budget
+        ("auto", replace(FORTY, seconds=65.0), EAGER, "on"),
+        ("auto", replace(FORTY, gradients=38 * 18.0), EAGER, "on"),  # 18 rounds, 63 s
+        ("auto", rounds.Plan(1, None, 2, gradients=36 * 18.0), EAGER, "off"),  # 17 rounds
+        ("auto", FORTY, {"total": 9.0, "compile": 8.0, "inner": 0.2, "hypergradient": 0.1}, "on"),  # as the first one
+        ("off", FORTY, EAGER | {"inner": 99.0}, "off"),
     ],
 )
-def test_rounds_are_compiled_where_all_of_them_are_worth_it(tmp_path, monkeypatch, given, seconds, first, expected):
+def test_rounds_are_compiled_where_all_of_them_are_worth_it(tmp_path, monkeypatch, given, plan, first, expected):
     monkeypatch.setattr(rounds.compilation, "obstacle", lambda device: None)
-    search = rounds.Search(config(f"inner.compile={given}"), tmp_path, {}, rounds.Plan(1, 40, 2, seconds=seconds))
+    search = rounds.Search(config(f"inner.compile={given}"), tmp_path, {}, plan)
     assert rounds.compile_round(search, 0) == given
     (tmp_path / "runs" / "round_000").mkdir(parents=True)
     write_json(tmp_path / "runs" / "round_000" / "summary.json", {"seconds": first})

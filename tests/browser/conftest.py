@@ -75,9 +75,6 @@ class Page:
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self._driver.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def picture(self, path: Path) -> None:
-        self._driver.save_screenshot(str(path))
-
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
