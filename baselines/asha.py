@@ -50,13 +50,12 @@ def search(
         raise ValueError(f"given a grace of {grace} steps; allowed: from 1 to the {most} steps of a whole trial")
     if not reduction > 1:
         raise ValueError(f"given a reduction of {reduction}; allowed: a number above 1")
-    scheduler = Asha(directory, time_attr="step", max_t=most, grace_period=grace, reduction_factor=reduction)
     asha = tuning.Search(
         config,
         directory,
         {"method": "ASHA", "grace": grace, "reduction": reduction},
         trials,
-        scheduler,
+        Asha(directory, time_attr="step", max_t=most, grace_period=grace, reduction_factor=reduction),
         is_over=training.is_diverged,
         save_every=max(1, config.inner.total_updates // every // SAVED),
     )

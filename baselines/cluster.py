@@ -5,13 +5,14 @@ An own one stays on the loopback device, sends nothing anywhere, and its tempora
 
 import argparse
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baselines.arguments import INSTALL
@@ -28,22 +29,33 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Resources:
-    """Where trials run: so many at a time on this machine, or as many as the Ray cluster at `address` has room for."""
+    """Where trials run: so many at a time on this machine, or as many as the Ray cluster at `address` has room for.
+    `gpus_per_trial` None: see `shared`."""
 
     workers: int = 2
-    gpus_per_trial: float = 0.0
+    gpus_per_trial: float | None = None
     address: str | None = None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workers", type=int, default=2, metavar="N", help="trials at a time (default %(default)s)")
-    add("--gpus-per-trial", type=float, default=0.0, metavar="F", help="0.25: four trials share a GPU")
+    gpus = "0.25: four trials share a GPU; 0: on the CPU (default: all of this machine's, shared by the workers)"
+    add("--gpus-per-trial", type=float, metavar="F", help=gpus)
     add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
 
 
 def resources(options: argparse.Namespace) -> Resources:
     return Resources(options.workers, options.gpus_per_trial, options.address)
+
+
+def shared(resources: Resources, device: str, gpus: int) -> Resources:
+    """The same, but where nobody says how many GPUs a trial has, the workers share those of this machine, `gpus` in
+    number, if the `device` of the config allows it: one for each trial at most."""
+    if resources.gpus_per_trial is not None:
+        return resources
+    each = math.floor(1e4 * gpus / max(1, resources.workers)) / 1e4  # Ray counts in 0.0001, and would round up
+    return replace(resources, gpus_per_trial=0.0 if device == "cpu" else min(1.0, each))
 
 
 def check_ray() -> None:
@@ -62,9 +74,9 @@ def cluster(resources: Resources) -> Iterator[None]:
     import ray
 
     with environment(QUIET), _running(resources.workers, resources.address):
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        if gpus < resources.gpus_per_trial:
-            raise ValueError(f"given {resources.gpus_per_trial:g} GPUs for each trial, but Ray sees {gpus:g} in all")
+        gpus, needed = ray.cluster_resources().get("GPU", 0.0), resources.gpus_per_trial or 0.0
+        if gpus < needed:
+            raise ValueError(f"given {needed:g} GPUs for each trial, but Ray sees {gpus:g} in all")
         yield
 
 

@@ -5,6 +5,10 @@ A line of `search.jsonl` is one report of one trial: "hyper" are the natural val
 {"trial", "step", "changes"}, from whom, at which step, and what was done to the hyperparameters. A report that repeats
 what an interrupted search had logged before is dropped.
 
+The directory of a trial goes on, and may tell of other weights later. So a model is packed, with all that made it,
+before it is logged as the best so far: the best model of a log can always be trained again, whatever became of its
+trial.
+
 Ray copies the ledger and the budget with everything else that it needs to continue a search. So the ledger opens files
 in `setup`, which comes after that, and the budget holds nothing but its limits: what is spent, the log says.
 """
@@ -12,6 +16,7 @@ in `setup`, which comes after that, and the budget holds nothing but its limits:
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +24,13 @@ from typing import Any
 
 from ray import tune
 
+from baselines import training
+from hyperopt_id.telemetry import records
 from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.progress import Progress
 from hyperopt_id.telemetry.search import SearchLog
 
-TAIL_BYTES = 2**16  # of a log: more than one line
+TAIL_BYTES = 2**20  # of a log: more than one line
 
 
 class Budget(tune.Stopper):
@@ -88,13 +95,27 @@ class Ledger(tune.Callback):
             line["cloned"] = about["cloned"]
         if _key(line) not in self.known:
             self.known.add(_key(line))
-            self.log.append(line)
-            self.best = min(self.best, _loss(line))
+            self._log(line, about["summary"])
             self.gradients = line["gradients"]
         self._show(trial, line["step"])
 
+    def _log(self, line: dict[str, Any], summary: dict[str, Any]) -> None:
+        better, own = _loss(line) < self.best, packed(self.directory, line)
+        if better:
+            own.parent.mkdir(exist_ok=True)
+            training.save(training.pack(self.directory / line["run"], line["step"], summary), own)
+        self.log.append(line)
+        if better:
+            self.best = _loss(line)
+            for other in set(own.parent.iterdir()) - {own}:
+                other.unlink()
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._finish(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.trials is None:  # where none can be trained, new ones would begin for ever
+            signal.raise_signal(signal.SIGUSR1)  # at which Ray stops, ready to go on
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self.budget.stop_all():  # the trials that it ended are as finished as they will be
@@ -112,6 +133,19 @@ class Ledger(tune.Callback):
         if self.reached.get(str(trial)) != step:
             self.reached[str(trial)] = step
             self.progress.show(sum(self.reached.values()), {"loss/validation": self.best})
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    """What has been logged so far."""
+    if not (directory / "search.jsonl").is_file():
+        return []
+    with (directory / "search.jsonl").open("rb") as file:
+        return [line for line, _ in records(file)]
+
+
+def packed(directory: Path, line: Mapping[str, Any]) -> Path:
+    """Where the model of a line is, if it is the best in the log."""
+    return directory / "incumbent" / f"evaluation_{line['evaluation']:06d}.pt"
 
 
 def _last_line(log: Path) -> dict[str, Any] | None:

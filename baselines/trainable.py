@@ -27,6 +27,7 @@ from hyperopt_id.build.names import starting_values
 from hyperopt_id.config_schema import Config
 
 WORST = 1e30
+STATE = "state.pt"  # the file in a checkpoint
 
 
 class Trial(tune.Trainable):
@@ -79,10 +80,11 @@ class Trial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         assert self.current is not None, "a trial is saved after it has reported"
         tree = training.to_tree(self.current)
-        training.save({**tree, "trial": self.trial_name, "explored": self._explored()}, checkpoint_dir)
+        tree |= {"trial": self.trial_name, "explored": self._explored()}
+        torch.save(tree, Path(checkpoint_dir) / STATE)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        tree = training.load(checkpoint)
+        tree = training.load(Path(checkpoint) / STATE)
         explore, changes = self.config.get("explore"), None
         if explore is not None and explore["id"] != tree["explored"]:
             changes = explore["changes"]

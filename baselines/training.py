@@ -7,7 +7,6 @@ that step, and to replay the trace is to obtain the weights.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from baselines.perturbation import Change, perturbed
-from hyperopt_id import population
+from hyperopt_id import files, population
 from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.analysis.load import load_reports
 from hyperopt_id.build.names import build_space, from_config, pick_device, starting_values
@@ -136,6 +135,7 @@ def _open(
     began = time.perf_counter()
     parts.stopwatch.seconds.update(dict.fromkeys(parts.stopwatch.seconds, 0.0))
     reports = Reports(directory, lines)
+    (directory / "summary.json").unlink(missing_ok=True)  # of what an interrupted search had come to
     _describe(directory, config)
     if not (directory / "environment.json").is_file():
         write_json(directory / "environment.json", describe_environment(directory, str(parts.device)))
@@ -183,30 +183,39 @@ def to_tree(training: Training) -> Tree:
 def end(directory: Path, step: int) -> None:
     """Make the run that a scheduler has ended after training step `step` a whole run of that many steps. What is
     interrupted is done again: `config.yaml`, which tells, is written last."""
+    if step < load_config([directory / "config.yaml"]).inner.total_steps:
+        unpack(pack(directory, step, read_json(directory / "summary.json")), directory)
+
+
+def pack(directory: Path, step: int, summary: Mapping[str, Any]) -> Tree:
+    """What a run directory tells of the training up to `step`, where it had this summary, as a whole run of so many
+    steps."""
     config = load_config([directory / "config.yaml"])
-    inner, device = config.inner, first_device(directory)
-    if step >= inner.total_steps:
-        return
+    inner = config.inner
     config = replace(config, inner=replace(inner, updates=step // inner.steps_per_update))
-    reports = [line for line in load_reports(directory) if line["step"] <= step]
-    write_text(directory / "metrics.jsonl", "".join(dump_json(line) + "\n" for line in reports))
-    if config.report.trace_every != 0:
-        steps, trace = read_trace(directory)
-        for name, rows in trace.items():
-            _save_array(directory / "trace" / f"{name}.npy", np.array(rows[: -(-step // steps)]))
-        write_json(directory / "trace" / "trace.json", {"steps_per_row": min(steps, step)})
-    summary = read_json(directory / "summary.json")
-    digest = config_hash(replace(config, device=device))
-    write_json(directory / "summary.json", {**summary, "config_hash": digest})
-    _describe(directory, config)
+    digest = config_hash(replace(config, device=first_device(directory)))
+    steps, trace = read_trace(directory) if config.report.trace_every != 0 else (step, {})
+    return {
+        "config": to_dict(config),
+        "reports": [dump_json(line) + "\n" for line in load_reports(directory) if line["step"] <= step],
+        "steps_per_row": min(steps, step),
+        "trace": {name: torch.from_numpy(np.array(rows[: -(-step // steps)])) for name, rows in trace.items()},
+        "summary": {**summary, "config_hash": digest},
+    }
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    """So that a reader sees either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
+def unpack(tree: Tree, directory: Path) -> None:
+    """Write a run that was packed."""
+    directory.mkdir(exist_ok=True)
+    write_text(directory / "metrics.jsonl", "".join(tree["reports"]))
+    for name, rows in tree["trace"].items():
+        path = directory / "trace" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, lambda file, rows=rows: np.save(file, rows.numpy()))
+    if tree["trace"]:
+        write_json(directory / "trace" / "trace.json", {"steps_per_row": tree["steps_per_row"]})
+    write_json(directory / "summary.json", tree["summary"])
+    _describe(directory, from_dict(tree["config"]))
 
 
 def _describe(directory: Path, config: Config) -> None:
@@ -216,13 +225,13 @@ def _describe(directory: Path, config: Config) -> None:
         write_text(path, text)
 
 
-def save(tree: Tree, folder: str | Path) -> None:
-    """Write a state; what the folder held before is replaced."""
-    torch.save(tree, Path(folder) / "state.pt")
+def save(tree: Tree, file: Path) -> None:
+    """Write a tree, whole or not at all."""
+    files.replace(file, lambda opened: torch.save(tree, opened))
 
 
-def load(folder: str | Path) -> Tree:
-    return torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+def load(file: Path) -> Tree:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def without_lineage(tree: Tree) -> Tree:

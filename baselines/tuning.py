@@ -1,16 +1,18 @@
 """A search by one of Ray Tune's schedulers.
 
     DIR/search.jsonl, summary.json, runs/trial_0000, ...    as of every search (see `baselines.directory`)
-    DIR/ray/                                                what Ray needs to go on; gone when the search is finished
+    DIR/best/                  the run of the best model, where its trial went on after it (see `baselines.conclusion`)
+    DIR/incumbent/, ray/       the best model so far, and what Ray needs to go on; gone when the search is finished
 
 Trial m is member m of the config's population: seed and drawn starting values are those that every other method starts
-with. A search that was interrupted goes on by Ray's own restore, from the newest checkpoint of each trial.
+with. A search that was interrupted goes on by Ray's own restore, from the newest checkpoint of each trial. Where it was
+killed, Ray's knowledge is older than the log, which therefore decides what has been done and spent.
 """
 
 import random
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,17 @@ from ray.tune.schedulers import TrialScheduler
 
 from baselines import training
 from baselines.arguments import ENDS
-from baselines.cluster import Resources, cluster, environment
+from baselines.cluster import Resources, cluster, environment, shared
+from baselines.conclusion import conclude, tidy
 from baselines.directory import claim, discard
-from baselines.ledger import Budget, Ledger
+from baselines.ledger import Budget, Ledger, lines
 from baselines.rounds import searched
 from baselines.trainable import Trial, named
-from baselines.training import Training
-from hyperopt_id import checkpoint
+from baselines.training import Training, Workshop
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry import is_finished, read_json, records
+from hyperopt_id.telemetry import is_finished, read_json
 from hyperopt_id.telemetry.directory import write_json
-from hyperopt_id.telemetry.search import incumbents
 
 RETRIES = 2  # of a trial whose worker dies
 IN_ORDER = {"TUNE_MAX_PENDING_TRIALS_PG": "1"}  # Ray would make 200 trials ahead, and forget their order
@@ -72,30 +73,28 @@ def complete(search: Search, limits: Mapping[str, float | None], resources: Reso
     """The summary of a search, after doing what is still to be done. `limits` are the "gradients" and "seconds" that
     it may spend. A `KeyboardInterrupt` where Ctrl-C stopped it; a ValueError for a mistake of the user, and for trials
     that failed."""
-    resources = resources or Resources()
-    search = replace(search, config=_placed(search.config, resources.gpus_per_trial > 0))
+    resources = shared(resources or Resources(), search.config.device, torch.cuda.device_count())
+    search = replace(search, config=_placed(search.config, bool(resources.gpus_per_trial)))
     directory, config = search.directory, search.config
     budget = Budget(directory.resolve(), limits)
     if search.trials is None and not budget.has_limit:
         raise ValueError(f"nothing says when the search ends: give {ENDS}")
     new = claim(directory, config, {**search.settings, **limits, "trials": search.trials})
     if is_finished(directory):
-        shutil.rmtree(directory / "ray", ignore_errors=True)
+        tidy(directory)
         return read_json(directory / "summary.json")
     try:
-        compiled = _compiled(search)  # what is wrong with the config or the data is said here, once
-        with cluster(resources), environment(IN_ORDER if search.trials is None else {}):
-            before = random.getstate()
-            random.seed(f"{config.seed}/{len(lines(directory))}")  # Ray's schedulers draw from here
-            try:
-                results = _tuner(search, budget, resources, compiled).fit()
-            finally:
-                random.setstate(before)
+        compiled = _workshop(search).parts.compiled  # what is wrong with the config or the data is said here, once
+        results = None if budget.stop_all() else _results(search, budget, resources, compiled)
     except ValueError:
         if new and not lines(directory):
             discard(directory)
         raise
-    return _conclude(search, budget, results)
+    if results is not None:
+        _check_over(search, budget, results)
+    tunes = any(hyper.tune for hyper in config.space.values())
+    method = search.settings["method"] + (f" + {config.algorithm}" if tunes else "")
+    return conclude(directory, method, partial(_workshop, search))
 
 
 def _placed(config: Config, on_gpu: bool) -> Config:
@@ -105,22 +104,46 @@ def _placed(config: Config, on_gpu: bool) -> Config:
     return replace(config, device="cuda" if on_gpu else "cpu") if config.device == "auto" else config
 
 
-def _compiled(search: Search) -> bool:
-    """Whether trainings are compiled: decided once for all workers, and for the time after an interruption."""
+def _workshop(search: Search) -> Workshop:
+    """For trainings in this process. Whether they are compiled is decided once, for all workers, and for the time after
+    an interruption."""
     path = search.directory / "search.json"
     known = read_json(path) or {}
     here = search.config if torch.cuda.is_available() else replace(search.config, device="cpu")
-    decided = training.open_workshop(here, known.get("compiled")).parts.compiled
-    write_json(path, {**known, "compiled": decided})
-    return decided
+    workshop = training.open_workshop(here, known.get("compiled"))
+    write_json(path, {**known, "compiled": workshop.parts.compiled})
+    return workshop
+
+
+def _results(search: Search, budget: Budget, resources: Resources, compiled: bool) -> tune.ResultGrid:
+    """What Ray says of all trials when it has trained them as far as they go."""
+    with cluster(resources), environment(IN_ORDER if search.trials is None else {}):
+        before = random.getstate()
+        random.seed(f"{search.config.seed}/{len(lines(search.directory))}")  # Ray's schedulers draw from here
+        try:
+            return _tuner(search, budget, resources, compiled).fit()
+        finally:
+            random.setstate(before)
+
+
+def _check_over(search: Search, budget: Budget, results: tune.ResultGrid) -> None:
+    """Raise a ValueError for trials that failed, and a KeyboardInterrupt where Ray was stopped before the end."""
+    if results.errors:
+        first = str(results.errors[0]).strip().splitlines()[-1]
+        raise ValueError(f"{len(results.errors)} of {len(results)} trials failed ({first}); --resume tries them again")
+    finished, trials = sum(map(is_finished, (search.directory / "runs").glob("trial_*"))), search.trials
+    if not budget.stop_all() and (trials is None or finished < trials):  # Ray answers Ctrl-C by coming back
+        of = "" if trials is None else f" of {trials}"
+        raise KeyboardInterrupt(f"Ray was stopped when {finished}{of} trials were finished; --resume goes on")
 
 
 def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool) -> tune.Tuner:
     """A new one, or the one that Ray restores from what it left in the directory."""
     directory, config, trials = search.directory.resolve(), search.config, search.trials
     given = {"search": config, "directory": str(directory), "compiled": compiled, "folder": str(Path.cwd())}
-    needed = {"cpu": 1, "gpu": resources.gpus_per_trial}
+    needed = {"cpu": 1, "gpu": resources.gpus_per_trial or 0.0}
     trainable = tune.with_resources(tune.with_parameters(Trial, **given, is_over=search.is_over), needed)
+    _check_place(directory / "ray")
     there = str(directory / "ray")
     if tune.Tuner.can_restore(there):
         return tune.Tuner.restore(there, trainable, resume_unfinished=True, resume_errored=True)
@@ -149,47 +172,19 @@ def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool)
     )
 
 
+def _check_place(folder: Path) -> None:
+    """Note where Ray's folder is; a ValueError where it was elsewhere before, for there Ray would write to."""
+    note = folder / "place.json"
+    before = read_json(note)
+    if before is None:
+        folder.mkdir(exist_ok=True)
+        write_json(note, str(folder))
+    elif before != str(folder):
+        raise ValueError(
+            f"the search in {folder.parent} was begun in {Path(before).parent} and is not finished; "
+            "move it back to go on with it"
+        )
+
+
 def _name(trial: Any) -> str:
     return named(int(trial.trial_id.rpartition("_")[2]))  # Ray counts them there
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    """What has been logged so far."""
-    if not (directory / "search.jsonl").is_file():
-        return []
-    with (directory / "search.jsonl").open("rb") as file:
-        return [line for line, _ in records(file)]
-
-
-def _conclude(search: Search, budget: Budget, results: tune.ResultGrid) -> dict[str, Any]:
-    """The summary of a search that is finished, with the newest checkpoint of each trial where runs have it."""
-    directory, trials = search.directory, search.trials
-    if results.errors:
-        first = str(results.errors[0]).strip().splitlines()[-1]
-        raise ValueError(f"{len(results.errors)} of {len(results)} trials failed ({first}); --resume tries them again")
-    runs = sorted((directory / "runs").glob("trial_*"))
-    finished = [run for run in runs if is_finished(run)]
-    if not budget.stop_all() and (trials is None or len(finished) < trials):  # Ray answers Ctrl-C by coming back
-        of = "" if trials is None else f" of {trials}"
-        raise KeyboardInterrupt(f"Ray was stopped when {len(finished)}{of} trials were finished; --resume goes on")
-    logged = lines(directory)
-    steps = {Path(line["run"]).name: line["step"] for line in logged}  # the last of each
-    for run in finished:
-        _keep_checkpoint(directory / "ray" / run.name, run)
-        training.end(run, steps[run.name])
-    for run in set(runs) - set(finished):  # its first report would have come after the budget was spent
-        shutil.rmtree(run, ignore_errors=True)
-    tunes = any(hyper.tune for hyper in search.config.space.values())
-    method = search.settings["method"] + (f" + {search.config.algorithm}" if tunes else "")
-    found = {"method": method, "repetitions": incumbents(logged)}
-    write_json(directory / "summary.json", found)
-    shutil.rmtree(directory / "ray")
-    return found
-
-
-def _keep_checkpoint(saved: Path, run: Path) -> None:
-    """Put the newest checkpoint of a trial into its run directory, if it is of the state that was reported last."""
-    newest = max(saved.glob("checkpoint_*"), default=None)
-    if newest is not None and newest.stat().st_mtime >= (run / "metrics.jsonl").stat().st_mtime:
-        tree = training.load(newest)
-        checkpoint.save(run / "checkpoints", training.without_lineage(tree), tree["update"], keep=1)

@@ -16,18 +16,18 @@ the process is killed or the machine loses power in the middle of ``save``:
 ``torch.load`` reads it.
 """
 
-import contextlib
-import os
 import re
 import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hyperopt_id import files
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -49,8 +49,8 @@ def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
     _remove_temporary(directory)
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, "")}
     path = directory / f"step_{step:09d}.pt"
-    _replace(path, lambda file: torch.save(record, file))
-    _replace(directory / "latest", lambda file: file.write(path.name.encode() + b"\n"))
+    files.replace(path, lambda file: torch.save(record, file))
+    files.replace(directory / "latest", lambda file: file.write(path.name.encode() + b"\n"))
     up_to_now = [known for known in _newest_first(directory) if _step(known) <= step]
     for stale in set(_newest_first(directory)) - set(up_to_now[:keep]):
         stale.unlink()
@@ -108,26 +108,6 @@ def _key(key: Any, where: str) -> str | int:
     if type(key) not in (str, int):
         raise TypeError(f"checkpoint entry {where or '/'} has a key of type {type(key).__name__}, not a string")
     return key
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write(file)`` fill ``path`` so that readers and crashes find the old content or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_temporary(directory: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.population import Record, Run
-from hyperopt_id.telemetry import as_json, measure
+from hyperopt_id.telemetry import as_json, measure, synchronize
 from hyperopt_id.telemetry.trace import open_trace
 
 
@@ -83,6 +83,7 @@ def stages(
             if telemetry is not None and due:
                 with parts.stopwatch.measure("logging"):
                     tree = {**progress.tree(parts, began), **(remember or {})}
+                    synchronize(telemetry.directory)
                     checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep)
             if reported:
                 yield progress

@@ -66,9 +66,7 @@ def find(run: Path, member: int | None = None) -> Source:
     if "repetitions" in summary:
         if member is not None:
             raise ValueError(f"{run} is a search, whose best model is replayed; leave --member out, or name one run")
-        best = _lowest(run, [found["loss/validation"] for found in summary["repetitions"]])
-        found = summary["repetitions"][best]
-        return find(run / found["run"], found["member"])
+        return _best_of_search(run, summary["repetitions"])
     config = load([run / "config.yaml"])
     if config.trained_by is not None:
         raise ValueError(f"{run} is a run of another command and has no schedule to replay; see: {config.trained_by}")
@@ -77,6 +75,18 @@ def find(run: Path, member: int | None = None) -> Source:
         step = summary["diverged_at"][chosen]
         raise ValueError(f"member {chosen} of {run} diverged at step {step}; name another one with --member")
     return Source(run, chosen, config)
+
+
+def _best_of_search(run: Path, repetitions: Sequence[dict[str, Any]]) -> Source:
+    found = repetitions[_lowest(run, [found["loss/validation"] for found in repetitions])]
+    source = find(run / found["run"], found["member"])
+    final = read_json(source.directory / "summary.json")["final"]["loss/validation"][source.member]
+    if final != found["loss/validation"]:
+        raise ValueError(
+            f"the best model of {run} has a validation loss of {found['loss/validation']:g}, but its run "
+            f"{source.directory} ends with {final}; search again, or name that run to replay it as it is"
+        )
+    return source
 
 
 def _chosen(run: Path, summary: dict[str, Any], member: int | None) -> int:

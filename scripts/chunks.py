@@ -3,13 +3,16 @@
     DIR/GROUP/<label>_<first seed>-<last seed>       one run directory, a population with consecutive seeds
 
 What a member computes is a function of its seed and its starting values alone, so starts may be cut anywhere; every
-start is in exactly one chunk. A chunk that is finished is not trained again, one that was interrupted continues, and a
-directory that was cut otherwise or holds another config is refused, for it would count starts twice.
+start is in exactly one chunk. Chunks that are there stay as they were cut, whatever the size is now. One that is
+finished is not trained again, one that was interrupted continues, and one that holds other starts as well, or another
+config, is refused.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +23,11 @@ from hyperopt_id import launch
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config, LogConfig
-from hyperopt_id.telemetry import is_finished
+from hyperopt_id.telemetry import OccupiedError, is_finished
 
 MOST_MEMBERS = 128  # of a chunk: four times what is vectorized together; more would only be lost together
+SECONDS_OF_A_LOCK = 120.0  # that a directory of a node that died stays locked: NFS servers mostly take 90
+SECONDS_BETWEEN_TRIES = 2.0
 
 
 class Chunk(NamedTuple):
@@ -46,16 +51,22 @@ def default_size(starts: int, workers: int) -> int:
 def pack(config: Config, label: str, job: Job, group: Path, size: int) -> list[Chunk]:
     """The chunks of a job whose `config`, overrides applied, is given."""
     tree = to_dict(replace(config, log=LogConfig(progress="none")))
-    return [_chunk(tree, label, job, group, places) for places in _cuts(job.seeds, size)]
+    there = {first: last - first + 1 for first, last in _there(group, label)}
+    return [_chunk(tree, label, job, group, places) for places in _cuts(job.seeds, size, there)]
 
 
-def _cuts(seeds: Sequence[int], size: int) -> Iterator[range]:
-    """Places of seeds that follow each other, at most `size` at a time."""
+def _cuts(seeds: Sequence[int], size: int, there: Mapping[int, int]) -> Iterator[range]:
+    """Places of seeds that follow each other: so many as are `there` from the first seed on, else at most `size`."""
     first = 0
-    for place in range(1, len(seeds) + 1):
-        if place == len(seeds) or place - first == size or seeds[place] != seeds[place - 1] + 1:
-            yield range(first, place)
-            first = place
+    while first < len(seeds):
+        length = there.get(seeds[first], size)
+        end = first + 1
+        while end < min(first + length, len(seeds)) and seeds[end] == seeds[end - 1] + 1:
+            if seeds[end] in there and seeds[first] not in there:
+                break
+            end += 1
+        yield range(first, end)
+        first = end
 
 
 def _chunk(tree: dict[str, Any], label: str, job: Job, group: Path, places: range) -> Chunk:
@@ -83,21 +94,24 @@ def unfinished(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def _check_cuts(chunks: Sequence[Chunk]) -> None:
-    """Raise a ValueError where starts are already in directories that are cut otherwise."""
+    """Raise a ValueError where starts are already in a directory together with others."""
     planned: dict[tuple[Path, str], list[tuple[int, int]]] = {}
     for chunk in chunks:
         label, first, last = _parsed(chunk.directory)
         planned.setdefault((chunk.directory.parent, label), []).append((first, last))
-    for group in {group for group, _ in planned}:
-        there = [_parsed(path.parent) for path in sorted(group.glob("*_*-*/config.yaml"))]
-        for label, first, last in there:
-            cuts = planned.get((group, label), [])
+    for (group, label), cuts in planned.items():
+        for first, last in _there(group, label):
             if (first, last) not in cuts and any(first <= b and a <= last for a, b in cuts):
-                longest = max(b - a + 1 for name, a, b in there if name == label)
                 raise ValueError(
-                    f"{group} holds starts {first} to {last} of {label}, cut otherwise than now; "
-                    f"add --chunk {longest} to continue, or choose another group with -g GROUP"
+                    f"{group} holds starts {first} to {last} of {label} in one run, and only some of them are asked "
+                    "for; ask for all of them, or choose another group with -g GROUP"
                 )
+
+
+def _there(group: Path, label: str) -> list[tuple[int, int]]:
+    """(first, last) of the chunks that have been begun."""
+    found = [_parsed(path.parent) for path in sorted(group.glob(f"{escape(label)}_*-*/config.yaml"))]
+    return [(first, last) for known, first, last in found if known == label]
 
 
 def _parsed(directory: Path) -> tuple[str, int, int]:
@@ -131,4 +145,17 @@ def train(tree: dict[str, Any], directory: Path) -> None:
     if _last != [alike]:
         torch.compiler.reset()
         _last[:] = [alike]
-    launch.complete(config, directory)
+    _complete(config, directory)
+
+
+def _complete(config: Config, directory: Path) -> None:
+    """Complete the run once nobody holds its lock: that of a worker which died with its node lives on for a while."""
+    deadline = time.monotonic() + SECONDS_OF_A_LOCK
+    while True:
+        try:
+            launch.complete(config, directory)
+            return
+        except OccupiedError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(SECONDS_BETWEEN_TRIES)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hyperopt_id.analysis.load_event_runs import NATURAL
 from hyperopt_id.build.names import run_seeds, starting_values
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -24,11 +25,6 @@ from hyperopt_id.config_schema import Config
 DRAWN, INITIAL = "population.sample=true", "population.sample=false"
 GRID = 10  # the study's T and K go from 1 to this
 ACCURACY_UPDATES = 5  # hypergradients that are compared, of each start
-PUBLISHED = {  # raw values in the `config.json` of the study's published code -> natural ones
-    "lr": lambda raw: 10.0**raw,
-    "weight_decay": lambda raw: 10.0**raw,
-    "momentum": lambda raw: 1.0 / (1.0 + math.exp(-raw)),
-}
 
 
 class Job(NamedTuple):
@@ -224,6 +220,6 @@ def _own(file: Path) -> Iterator[Start]:
 def _published(file: Path) -> Iterator[tuple[tuple[str, float], ...]]:
     try:
         raw = json.loads(file.read_text())["config_dicts"]["network_weight"]
-        yield tuple((name, natural(raw[name])) for name, natural in PUBLISHED.items() if name in raw)
+        yield tuple((name, natural(raw[name])) for name, natural in NATURAL.items() if name in raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read as a config of the study's published code ({error!r})") from error

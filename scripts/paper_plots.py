@@ -19,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that is not installed
 
-from hyperopt_id.analysis import paper, selection, tables
+from hyperopt_id.analysis import paper, repetitions, selection, tables
 from hyperopt_id.analysis.collect import Study, collect
 from hyperopt_id.analysis.results import TABLES
+from hyperopt_id.options import ended
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,8 +38,10 @@ def parser() -> argparse.ArgumentParser:
 
 def read(folders: Sequence[Path], cache: Path | None = None) -> Study:
     """All that the folders hold; what a reader should know about it goes to the terminal."""
+    if not folders:
+        raise ValueError("no runs: name the folders that hold them, as in scripts/paper_plots.py runs --out paper")
     study = collect(folders, cache, show=sys.stderr.isatty())
-    for remark in (*study.remarks, *selection.remarks(study)):
+    for remark in (*study.remarks, *selection.remarks(study), *repetitions.remarks(study)):
         print(f"warning: {remark}", file=sys.stderr)
     return study
 
@@ -46,6 +49,9 @@ def read(folders: Sequence[Path], cache: Path | None = None) -> Study:
 def show(options: argparse.Namespace) -> None:
     """Markdown on the terminal: the table of final losses, or those that are asked for."""
     paper.check_names(options.only)
+    figures = [name for name in options.only if name not in [entry.name for entry in TABLES]]
+    if figures:
+        raise ValueError(f"{figures[0]} is a figure, which needs a folder: name one with --out DIR")
     study = read(options.runs)
     for entry in TABLES:
         if entry.name in (options.only or ["final_losses"]):
@@ -64,14 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*paper.listing(), sep="\n")
         return 0
-    try:
-        if not options.runs:
-            raise ValueError("no runs: name the folders that hold them, as in scripts/paper_plots.py runs --out paper")
-        (show if options.out is None else write)(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: (show if options.out is None else write)(options))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from baselines.cluster import check_ray
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
-from hyperopt_id.options import WHAT, add_options, given_flags
+from hyperopt_id.options import WHAT, add_options, ended, given_flags
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,23 +59,24 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when every run is finished, 1 when some failed, 2 for a mistake of the user, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
+    failures: dict[Path, str] = {}
+    status = ended(lambda: run(options, failures), "interrupted; the same command continues")
+    return status or int(bool(failures))
+
+
+def run(options: argparse.Namespace, failures: dict[Path, str]) -> None:
+    """Complete the directory; `failures`, by directory, are said at the end, whatever it comes to."""
+    chunks = plan(options)
+    todo = unfinished(chunks)
+    if len(todo) < len(chunks):
+        print(f"{len(chunks) - len(todo)} of {len(chunks)} chunks are already finished", file=sys.stderr)
     try:
-        chunks = plan(options)
-        todo = unfinished(chunks)
-        if len(todo) < len(chunks):
-            print(f"{len(chunks) - len(todo)} of {len(chunks)} chunks are already finished", file=sys.stderr)
-        failures = execute(todo, options) if todo else {}
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    for directory, reason in failures.items():
-        log = directory / "log.txt"
-        print(f"failed: {directory.name}: {reason}" + f"; log: {log}" * log.is_file(), file=sys.stderr)
+        failures.update(execute(todo, options) if todo else ())
+    finally:
+        for directory, reason in failures.items():
+            log = directory / "log.txt"
+            print(f"failed: {directory.name}: {reason}" + f"; log: {log}" * log.is_file(), file=sys.stderr)
     print(f"{len(chunks) - len(failures)} of {len(chunks)} chunks are finished in {chunks[0].directory.parent}")
-    return 1 if failures else 0
 
 
 def plan(options: argparse.Namespace) -> list[Chunk]:
@@ -118,8 +119,8 @@ def _from_anywhere(config: Config, root: str | None) -> Config:
     return replace(config, data_root=root, task=task)
 
 
-def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> dict[Path, str]:
-    """Train all chunks; by directory, why some of them could not be trained."""
+def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """Train all chunks; those that could not be trained, with the reason."""
     check_ray()
     import ray_tasks
 

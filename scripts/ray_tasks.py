@@ -5,52 +5,95 @@ of a cluster have to see under the same path.
 """
 
 import re
+import socket
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import ray
 from chunks import Chunk
 from ray import exceptions
+from ray.util import client
 from tqdm import tqdm
 
-from baselines.cluster import Resources, cluster
+from baselines.cluster import Resources, cluster, environment
 from hyperopt_id.config import to_dict
 
 __all__ = ["Resources", "train"]
 
 RETRIES = 5  # of a chunk whose worker dies
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_WITHOUT_RAY = 20.0
 TAIL_BYTES = 2**20  # of a file of reports: more than one report of a whole chunk
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
 
 
-def train(chunks: Sequence[Chunk], resources: Resources, threads: int, progress: str) -> dict[Path, str]:
-    """Train all chunks, `resources.workers` at a time; by directory, why some of them could not be trained."""
-    with cluster(resources), Progress(chunks, progress) as shown:
-        submit = _submission(resources, threads)
-        waiting, running = deque(chunks), {}
-        failures: dict[Path, str] = {}
-        while waiting or running:
-            while waiting and len(running) < resources.workers:
-                chunk = waiting.popleft()
-                running[submit(chunk)] = chunk
-            ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
-            for task in ended:
-                chunk = running.pop(task)
-                if reason := _failure(task):
-                    failures[chunk.directory] = reason
-                shown.ended(chunk, reason)
-            shown.look(running.values())
-    return failures
+def train(chunks: Sequence[Chunk], resources: Resources, threads: int, progress: str) -> Iterator[tuple[Path, str]]:
+    """Train all chunks, `resources.workers` at a time; the directories of those that could not be trained, as it turns
+    out, and why. A ValueError where Ray is lost."""
+    out_of_memory = {"RAY_task_oom_retries": str(RETRIES)}  # else one that does not fit is retried for ever
+    try:
+        with environment(out_of_memory), cluster(resources), Progress(chunks, progress) as shown:
+            yield from _train(chunks, resources, threads, shown)
+    except (exceptions.RayError, ConnectionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"Ray is lost ({reason}); the same command continues") from error
+
+
+def _train(
+    chunks: Sequence[Chunk], resources: Resources, threads: int, shown: "Progress"
+) -> Iterator[tuple[Path, str]]:
+    submit, check = _submission(resources, threads), _watch()
+    waiting, running = deque(chunks), {}
+    while waiting or running:
+        while waiting and len(running) < resources.workers:
+            chunk = waiting.popleft()
+            running[submit(chunk)] = chunk
+        ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
+        for task in ended:
+            chunk = running.pop(task)
+            reason = _failure(task)
+            shown.ended(chunk, reason)
+            if reason is not None:
+                yield chunk.directory, reason
+        shown.look(running.values())
+        check()
+
+
+def _watch() -> Callable[[], None]:
+    """What raises a ConnectionError when Ray has been gone for a while. Without its head, Ray would end this process in
+    a minute, and without nodes wait for ever."""
+    last = time.monotonic()
+
+    def check() -> None:
+        nonlocal last
+        if _is_there():
+            last = time.monotonic()
+        elif time.monotonic() - last > SECONDS_WITHOUT_RAY:
+            raise ConnectionError("its head does not answer, or it has no nodes any more")
+
+    return check
+
+
+def _is_there() -> bool:
+    """Whether Ray's head answers and knows a living node; true where another process of ours asks, over ray://."""
+    if client.ray.is_connected():
+        return True
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), SECONDS_BETWEEN_LOOKS).close()
+    except OSError:
+        return False
+    return any(node["Alive"] for node in ray.nodes())  # which does not return where the head does not answer
 
 
 def _submission(resources: Resources, threads: int) -> Callable[[Chunk], ray.ObjectRef]:
     """How Ray is given a chunk; a ValueError where no node could ever take one. A Ray of our own has as many CPUs as
     there are workers, one of somebody else counts its cores."""
-    cpus, gpus = (threads if resources.address else 1), resources.gpus_per_trial
+    cpus, gpus = (threads if resources.address else 1), resources.gpus_per_trial or 0.0
     most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
     if most < cpus:
         raise ValueError(f"--threads: given {cpus}, but the largest node of the Ray cluster has {most:g} CPUs")
@@ -75,6 +118,8 @@ def _failure(task: ray.ObjectRef) -> str | None:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         text = (str(cause).strip().splitlines() or [""])[0]
         return text if isinstance(cause, ValueError) else f"{type(cause).__name__}: {text}"
+    except exceptions.OutOfMemoryError:
+        return f"memory ran out {RETRIES + 1} times; take fewer --workers, or a smaller --chunk with another -g GROUP"
     except exceptions.RayError as error:
         return f"its worker died {RETRIES + 1} times, of memory perhaps ({type(error).__name__})"
     return None

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ from experiments import EXPERIMENTS, STUDY, Experiment, Method, Part
 from override_generators import known
 
 from hyperopt_id.config import load
+from hyperopt_id.options import ended
 from hyperopt_id.telemetry.directory import read_json, write_json
 
 FEWEST_STARTS, FEWEST_UPDATES = 2, 2  # however small the scale
@@ -47,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="show the commands and stop")
     add("-l", "--log-dir", type=Path, default=Path("runs"), metavar="DIR", help="runs go to DIR/<experiment>/...")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="trainings at a time (default: one a core)")
-    add("--gpus-per-task", type=float, default=0.0, metavar="F", help="0.25: four of them share a GPU; 0: on the CPU")
+    gpus = "0.25: four of them share a GPU; 0: on the CPU (default: that of each command)"
+    add("--gpus-per-task", type=float, metavar="F", help=gpus)
     add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
     add("--data-root", type=Path, metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
     add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key in all runs")
@@ -57,30 +60,26 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when everything is finished, 1 when something failed, 2 for a mistake, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
-    try:
-        chosen = choose(options)
-        if options.list:
-            print("\n".join(table(chosen)))
-            return 0
-        work = {experiment.name: list(commands(experiment, options)) for experiment in chosen}
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    failed: list[str] = []
+    status = ended(lambda: run(options, failed), "interrupted; the same command continues")
+    return status or int(bool(failed))
+
+
+def run(options: argparse.Namespace, failed: list[str]) -> None:
+    """Do what the options ask for; the names of experiments that fail go to `failed`."""
+    chosen = choose(options)
+    if options.list:
+        print("\n".join(table(chosen)))
+        return
+    work = {experiment.name: list(commands(experiment, options)) for experiment in chosen}
     if options.dry_run:
         for name, todo in work.items():
             print(f"# {name}", *(shlex.join([*what, *where]) for what, where in todo), sep="\n")
-        return 0
-    failed = []
-    for name, todo in work.items():
-        try:
-            failed += [] if complete(name, todo, options.log_dir) else [name]
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
+        return
+    failed += [name for name, todo in work.items() if not complete(name, todo, options.log_dir)]
     print(f"{len(work) - len(failed)} of {len(work)} experiments are finished in {options.log_dir}")
     if failed:
         print(f"failed, as said above: {', '.join(failed)}; the same command tries again", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def choose(options: argparse.Namespace) -> list[Experiment]:
@@ -176,7 +175,7 @@ def _where(options: argparse.Namespace, gpus: str, part: Part) -> list[str]:
     if part.method in ("random_search", "bayesopt"):  # train in one process
         return [*where, "--threads", str(options.workers)]
     where += ["--workers", str(part.options.get("workers", options.workers))]
-    where += [gpus, str(options.gpus_per_task)] if options.gpus_per_task else []
+    where += [gpus, str(options.gpus_per_task)] if options.gpus_per_task is not None else []
     return where + (["--address", options.address] if options.address else [])
 
 
@@ -199,14 +198,33 @@ def complete(name: str, todo: Sequence[Command], directory: Path) -> bool:
 
 
 def execute(command: Sequence[str]) -> int:
-    """Exit status of a command, run in the root of the repository. Ctrl-C is passed on, once, and waited for."""
-    child = subprocess.Popen(command, cwd=ROOT, process_group=0)  # else the terminal would send Ctrl-C to it as well
+    """Exit status of a command, run in the root of the repository. What ends this process ends the command as well: the
+    first Ctrl-C is passed on and waited for, the second one does not wait."""
+    with _as_ctrl_c(signal.SIGTERM, signal.SIGHUP):
+        child = subprocess.Popen(command, cwd=ROOT, process_group=0)  # else the terminal would send it Ctrl-C as well
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+            child.wait()
+            raise
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+@contextmanager
+def _as_ctrl_c(*signals: signal.Signals) -> Iterator[None]:
+    """Have these signals do what Ctrl-C does, but for those that are ignored (nohup)."""
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in [number for number in signals if before[number] == signal.SIG_DFL]:
+        signal.signal(number, signal.default_int_handler)
     try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
-        child.wait()
-        raise
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

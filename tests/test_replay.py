@@ -98,15 +98,24 @@ def test_a_member_of_a_population(members, tmp_path):
     assert_close(weights(replayed(run)), weights(run, best))
 
 
-def test_the_best_of_a_search(tmp_path):
-    search = tmp_path / "search"
+def test_the_best_of_a_search(tmp_path, capsys):
+    search, losses = tmp_path / "search", []
     for number in range(2):
         train(search / "runs" / f"{number}", *CASES["fixed"], *POPULATIONS["vmap"], f"seed={number}", *EXACT)
-    found = [(0, 1, 0.5), (1, 2, 0.25), (1, 0, None)]
-    best = [{"run": f"runs/{run}", "member": member, "loss/validation": loss} for run, member, loss in found]
-    (search / "summary.json").write_text(json.dumps({"method": "Random", "repetitions": best}))
+        losses.append(summary(search / "runs" / f"{number}")["final"]["loss/validation"])
+    repetitions = [
+        {"run": f"runs/{run}", "member": member, "loss/validation": losses[run][member]}
+        for run, member in ((0, 1), (1, 2), (1, 0))
+    ]
+    best = min(repetitions, key=lambda found: found["loss/validation"])
+    repetitions.append({"run": "runs/0", "member": 0, "loss/validation": None})
+    (search / "summary.json").write_text(json.dumps({"method": "Random", "repetitions": repetitions}))
     shutil.copy(search / "runs" / "0" / "config.yaml", search)
-    assert_close(weights(replayed(search)), weights(search / "runs" / "1", 2))
+    assert_close(weights(replayed(search)), weights(search / best["run"], best["member"]))
+
+    best["loss/validation"] -= 0.1  # a run that has gone on, or another one
+    (search / "summary.json").write_text(json.dumps({"method": "Random", "repetitions": repetitions}))
+    assert refused([str(search), "-n", "other"], capsys, "the best model of .* has a validation loss of .*, but its")
 
 
 def test_a_run_twice_as_long_has_each_value_for_twice_the_steps(tmp_path):

@@ -1,8 +1,8 @@
 """Everything that lies below some folders: runs of each kind, searches, and what is said about them.
 
 A folder is a search directory if it holds `search.jsonl`, a run directory if it holds `metrics.jsonl`, and an event run
-if it holds TensorBoard events and `config.json`. Nothing below one of these is a run of its own: the models of a search
-were chosen by it and are no independent starts.
+if it holds `config.json` and, itself or in a sub-run for each member, TensorBoard events. Nothing below one of these is
+a run of its own. The models of a search were chosen by it and are no independent starts, whoever has searched.
 """
 
 import os
@@ -14,12 +14,20 @@ from tqdm import tqdm
 
 from hyperopt_id.analysis.comparison import with_reports
 from hyperopt_id.analysis.load import lacks_config, load_run
-from hyperopt_id.analysis.load_event_runs import load_event_run
+from hyperopt_id.analysis.load_event_runs import is_of_a_search, load_event_run, members
+from hyperopt_id.analysis.load_events import event_files
 from hyperopt_id.analysis.load_search import Search, load_search
-from hyperopt_id.analysis.runs import Runs, group
+from hyperopt_id.analysis.runs import ON_A_BATCH, VALIDATED, Runs, group
 from hyperopt_id.telemetry import is_finished
 
 PASSED_OVER = ("checkpoints", "trace", "cache", "Weights")
+UNFINISHED = "not finished, left out"
+UNREAD = "no config.json beside config.yaml, named after folders and without what is selected"
+PARTIAL = "the runs of a search are not there, so that only what it logged counts"
+CHOSEN = "runs that searches by the published code have started, no independent starts, left out"
+QUANTILES = "no metrics.jsonl, and TensorBoard has quantiles over the members alone, left out"
+BATCHES = "their Loss/Validation is of a batch (no full_batch_validation_evaluations), so nothing is selected of them"
+Found = dict[str, list[Path]]  # directories, by what is to be said of them
 
 
 class Study(NamedTuple):
@@ -44,24 +52,22 @@ def collect(folders: Sequence[Path], cache: Path | None = None, show: bool = Fal
     found = list(dict.fromkeys(place for folder in folders for place in _places(folder)))
     pieces: list[Runs] = []
     searches: list[Search] = []
-    unfinished: list[Path] = []
-    unread: list[Path] = []
-    partial: list[Path] = []
+    said: Found = {}
     for kind, directory in tqdm(found, desc="reading", unit="run", disable=not show, leave=False):
+        if kind == "quantiles" or (kind == "events" and is_of_a_search(directory)):
+            said.setdefault(QUANTILES if kind == "quantiles" else CHOSEN, []).append(directory)
+            continue
         if kind == "search":
             read = load_search(directory)
-            searches.extend([_at_reports(directory, read, partial)] if read is not None else [])
-        elif kind == "events":
-            read = load_event_run(directory, cache)
-            pieces.extend([read] if read is not None else [])
+            searches.extend([_at_reports(directory, read, said)] if read is not None else [])
         else:
-            read = load_run(directory) if is_finished(directory) else None
+            read = _runs(kind, directory, cache, said)
             pieces.extend([read] if read is not None else [])
-            unread.extend([directory] if read is not None and lacks_config(directory) else [])
         if read is None:
-            unfinished.append(directory)
+            said.setdefault(UNFINISHED, []).append(directory)
     kinds = group(pieces)
-    return Study(tuple(kinds), tuple(searches), (*_losses(unfinished, unread, partial), *_twice(pieces, kinds)))
+    remarks = [f"{what}: {_some(directories)}" for what, directories in said.items()]
+    return Study(tuple(kinds), tuple(searches), (*remarks, *_twice(pieces, kinds)))
 
 
 def _places(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -69,7 +75,7 @@ def _places(folder: Path) -> Iterator[tuple[str, Path]]:
         raise ValueError(f"there is no folder {folder}; name the folders that hold the runs")
     empty = True
     for path, folders, files in os.walk(folder, followlinks=True):
-        kind = _kind(files)
+        kind = _kind(Path(path), folders, files)
         if kind is not None:
             empty = False
             yield kind, Path(path)
@@ -81,36 +87,43 @@ def _places(folder: Path) -> Iterator[tuple[str, Path]]:
         )
 
 
-def _kind(files: Iterable[str]) -> str | None:
+def _kind(path: Path, folders: Iterable[str], files: Iterable[str]) -> str | None:
     if "search.jsonl" in files:
         return "search"
     if "metrics.jsonl" in files:
         return "run"
-    events = any(name.startswith("events.out.tfevents.") for name in files)
-    return "events" if events and "config.json" in files else None
+    if "config.json" not in files:
+        return None
+    if event_files(path) or members(path):
+        return "events"
+    summarized = any(event_files(path / name) for name in folders if name.startswith("members_"))
+    return "quantiles" if summarized else None
 
 
 def _may_hold_runs(name: str) -> bool:
     return name not in PASSED_OVER and not name.startswith((".", "member_", "members_"))
 
 
-def _at_reports(directory: Path, search: Search, partial: list[Path]) -> Search:
+def _runs(kind: str, directory: Path, cache: Path | None, said: Found) -> Runs | None:
+    if kind == "run":
+        runs, what = load_run(directory) if is_finished(directory) else None, UNREAD
+        lacking = runs is not None and lacks_config(directory)
+    else:
+        runs, what = load_event_run(directory, cache), BATCHES
+        lacking = runs is not None and runs.settings.get(VALIDATED) == ON_A_BATCH
+    if lacking:
+        said.setdefault(what, []).append(directory)
+    return runs
+
+
+def _at_reports(directory: Path, search: Search, said: Found) -> Search:
     """The search with an evaluation at every report, as methods that look at their runs on the way have it; as it is,
     and said to be so, where its runs are not there."""
     runs = {line["run"] for evaluations in search.evaluations for line in evaluations}
     if all((directory / run / "metrics.jsonl").is_file() for run in runs):
         return with_reports(directory, search)
-    partial.append(directory)
+    said.setdefault(PARTIAL, []).append(directory)
     return search
-
-
-def _losses(unfinished: Sequence[Path], unread: Sequence[Path], partial: Sequence[Path]) -> Iterator[str]:
-    if unfinished:
-        yield f"not finished, left out: {_some(unfinished)}"
-    if unread:
-        yield f"no config.json beside config.yaml, named after folders and without what is selected: {_some(unread)}"
-    if partial:
-        yield f"the runs of a search are not there, so that only what it logged counts: {_some(partial)}"
 
 
 def _twice(pieces: Sequence[Runs], kinds: Sequence[Runs]) -> Iterator[str]:

@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from hyperopt_id.analysis import figures_cost, figures_grid, figures_hyper, figures_losses, grids, selection, style
+from hyperopt_id.analysis import (
+    figures_cost,
+    figures_grid,
+    figures_hyper,
+    figures_losses,
+    grids,
+    repetitions,
+    selection,
+    style,
+)
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.cost_of_runs import multiples
 from hyperopt_id.analysis.results import Entry
@@ -84,7 +93,7 @@ def _runtimes(study: Study) -> Drawn:
 
 def _best_so_far(study: Study) -> Drawn:
     for dataset in style.datasets_in_order(study.datasets):
-        searches = selection.searches(study, dataset)
+        searches = repetitions.searches(study, dataset)
         if searches:
             yield dataset, figures_cost.draw_best_so_far(dataset, searches)
 

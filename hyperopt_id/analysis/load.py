@@ -102,12 +102,13 @@ def _center(name: str, parameters: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return []
     values = list(parameters.values())
     if not isinstance(values[0], Mapping):
-        return [(name, _middle(values))]
-    shares = [(f"{name}/{share}", _middle([value[share] for value in values])) for share in SHARES]
-    return [(name, _middle([value["median"] for value in values])), *shares]
+        return [(name, middle(values))]
+    shares = [(f"{name}/{share}", middle([value[share] for value in values])) for share in SHARES]
+    return [(name, middle([value["median"] for value in values])), *shares]
 
 
-def _middle(values: Sequence[Any]) -> np.ndarray:
+def middle(values: Sequence[Any]) -> np.ndarray:
+    """The median of P values at each place, [P, ...] -> [...]; NaN ranks last."""
     ordered = np.sort(np.array(values, dtype=np.float64), axis=0)  # NaN last
     low, high = (len(values) - 1) // 2, len(values) // 2
     return (ordered[low] + ordered[high]) / 2.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 1  # of what readers put into it
+VERSION = 2  # of what readers put into it
 Arrays = dict[str, np.ndarray]
 
 

@@ -2,12 +2,15 @@
 of arXiv 2110.10461.
 
 Its config holds `config_dicts`, with log10 of learning rate and weight decay and logit of momentum. It logs at every
-training step, and once more at the end; a run that it continued counts its steps from 0 again in another file, beside
-`config_checkpoint.json`.
+training step, and once more at the end; a run that it continued has `config_checkpoint.json`, too. The ranges that
+starts are drawn from are in no config, so runs of one kind are those of one group, the folder that they were put into.
+
+A population of this package has its events in `member_00`, `member_01`, ... below the config.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,37 @@ import numpy as np
 
 from hyperopt_id.analysis.load import dataset_of
 from hyperopt_id.analysis.load_cache import cached
-from hyperopt_id.analysis.load_events import Series, event_files, read_events
-from hyperopt_id.analysis.runs import Runs, Timing, settings_of
+from hyperopt_id.analysis.load_event_curves import event_curves
+from hyperopt_id.analysis.load_events import event_files
+from hyperopt_id.analysis.runs import (
+    GROUP,
+    ON_A_BATCH,
+    ON_ALL,
+    SAME,
+    VALIDATED,
+    Runs,
+    Timing,
+    concatenate,
+    settings_of,
+)
 from hyperopt_id.telemetry import read_json
 
 DATASETS = {"FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10", "PennTreebank": "penn_treebank"}
 ENGINES = {"Neumann": "neumann", "Exact": "unroll", "Baydin": "one_step"}  # by the beginning of the wrapper's class
-GROUPS = {"unnormalised_loss": "unnormalized_loss", "hyperparameter": "hyper"}
+ROWS = {  # of training and validation together
+    "UCI_Boston": 455,
+    "UCI_Concrete": 927,
+    "UCI_Energy": 692,
+    "UCI_Kin8nm": 7373,
+    "UCI_Naval": 10741,
+    "UCI_Power": 8611,
+    "UCI_Wine": 1439,
+    "UCI_Yacht": 277,
+    "FashionMNIST": 60000,
+    "CIFAR10": 50000,
+}
+MEMBER = re.compile(r"member_(\d+)")
+T_AND_K = re.compile(r"Update\d+_Rollback\d+")  # a folder of the sensitivity study; its config has the numbers, too
 NATURAL: dict[str, Callable[[float], float]] = {
     "lr": lambda raw: 10.0**raw,
     "weight_decay": lambda raw: 10.0**raw,
@@ -30,96 +57,80 @@ NATURAL: dict[str, Callable[[float], float]] = {
 
 
 def load_event_run(directory: Path, cache: Path | None = None) -> Runs | None:
-    """The single run of a directory, None if it did not come to its end. What is read from the events is kept below
-    `cache`, where there is one. A ValueError where the config is not of a run, or the events are damaged."""
+    """The run of a directory, or its members; None if they did not come to their end. What is read from the events is
+    kept below `cache`, where there is one. A ValueError where the config is not of a run, or the events are damaged."""
     config = read_json(directory / "config.json")
     if not isinstance(config, dict) or not ("task" in config or "dataset" in config.get("config_dicts", {})):
         raise ValueError(f"{directory} holds TensorBoard events, but its config.json does not name a data set")
     published = "config_dicts" in config
     again = read_json(directory / "config_checkpoint.json") if published else None
-    arrays = cached(cache, event_files(directory), lambda files: _arrays(_series(files, restarts=again is not None)))
-    steps, seconds = arrays.pop("steps"), arrays.pop("seconds")
+    folders = members(directory) or [directory]
+    pieces = []
     try:
         length = _length(config) + (_length(again) if again is not None else 0)
-        if not len(steps) or steps[-1] < length - 1:
-            return None
-        about = _of_published(config) if published else _of_this_package(config)
+        for folder in folders:
+            arrays = cached(cache, event_files(folder), lambda files: event_curves(files, again is not None))
+            if not len(arrays["steps"]) or arrays["steps"][-1] < length - 1:
+                return None
+            about = _of_published(config, directory) if published else _of_this_package(config, folder)
+            pieces.append(_piece(arrays, len(folders), about))
     except KeyError as error:
         raise ValueError(f"{directory} holds TensorBoard events, but its config.json has no {error}") from None
-    last = [curve[-1] for name, curve in arrays.items() if name.startswith("loss/") and np.isfinite(curve).any()]
-    cost = {"total": float(seconds[-1])}
+    joined = concatenate(pieces)
+    return replace(joined, timings=(Timing(len(folders), int(joined.steps[-1]), joined.cost),))
+
+
+def members(directory: Path) -> list[Path]:
+    """The sub-runs of a population that wrote one for each member."""
+    return [path for path in sorted(directory.glob("member_*")) if MEMBER.fullmatch(path.name) and event_files(path)]
+
+
+def is_of_a_search(directory: Path) -> bool:
+    """Whether a search by the published code chose where a run starts: the log of its Bayesian optimization lies beside
+    the runs of a repetition, and its configs say what Ray Tune started."""
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict) or "config_dicts" not in config:
+        return False
+    return bool(config.get("_ray_tune_config")) or (directory.resolve().parent / "log.json").is_file()
+
+
+def _piece(arrays: dict[str, np.ndarray], runs: int, about: Mapping[str, Any]) -> Runs:
+    """One of so many runs side by side; its seconds are a share of theirs."""
+    curves = {name: curve[None] for name, curve in arrays.items() if name not in ("steps", "seconds")}
+    last = [curve[0, -1] for name, curve in curves.items() if name.startswith("loss/") and np.isfinite(curve).any()]
+    seconds = arrays["seconds"] / runs
     return Runs(
-        seeds=np.array([-1]),
-        steps=steps,
-        curves={name: curve[None] for name, curve in arrays.items()},
+        steps=arrays["steps"],
+        curves=curves,
         times=seconds[None],
         diverged=np.array([not last or not np.isfinite(last).all()]),
-        cost=cost,
-        timings=(Timing(1, int(steps[-1]), cost),),
+        cost={"total": float(seconds[-1])},
         **about,
     )
 
 
-def _of_published(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Data set, algorithm, settings and starts."""
+def _of_published(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Data set, algorithm, settings, seed and start."""
     return {
         "dataset": _dataset(config["config_dicts"]["dataset"]["class"], config),
         "algorithm": _algorithm(config),
-        "settings": _settings(config),
+        "settings": _settings(config, directory),
+        "seeds": np.array([-1]),
         "starts": _starts(config),
     }
 
 
-def _of_this_package(config: Mapping[str, Any]) -> dict[str, Any]:
+def _of_this_package(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    named = MEMBER.fullmatch(folder.name)
+    member = int(named[1]) if named else 0
+    starts = {name: np.array(values, dtype=np.float64).ravel() for name, values in config.get("start", {}).items()}
     return {
         "dataset": dataset_of(config),
-        "algorithm": config["algorithm"],
+        "algorithm": SAME.get(config["algorithm"], config["algorithm"]),
         "settings": {**settings_of(config), "source": "TensorBoard events"},
-        "starts": {name: np.atleast_1d(value) for name, value in config.get("start", {}).items()},
+        "seeds": np.array([config.get("seed", 0) + member]),
+        "starts": {name: values[member : member + 1] for name, values in starts.items()},
     }
-
-
-def _series(files: list[Path], restarts: bool) -> dict[str, Series]:
-    """All points by tag; where a file restarts the count, its steps go on from the last one before."""
-    if not restarts:
-        return read_events(files)
-    joined: dict[str, list[Series]] = {}
-    offset = 0
-    for file in files:
-        series = read_events([file])
-        for tag, (steps, times, values) in series.items():
-            joined.setdefault(tag, []).append(Series(steps + offset, times, values))
-        offset += max((int(steps.max()) for steps, _, _ in series.values()), default=0)
-    return {tag: Series(*(np.concatenate(columns) for columns in zip(*parts))) for tag, parts in joined.items()}
-
-
-def _arrays(series: Mapping[str, Series]) -> dict[str, np.ndarray]:
-    """{"steps": [N], "seconds": [N], metric: [N]}; of what was logged twice for a step, the later counts."""
-    series = {tag: found for tag, found in series.items() if "/" in tag}
-    steps = np.unique(np.concatenate([found.steps for found in series.values()] or [np.empty(0, np.int64)]))
-    times = np.full(len(steps), np.nan)
-    arrays: dict[str, np.ndarray] = {}
-    for tag, found in series.items():
-        places = np.searchsorted(steps, found.steps)
-        curve = np.full(len(steps), np.nan, dtype=np.float32)
-        curve[places] = np.where(np.isfinite(found.values), found.values, np.nan)
-        times[places] = found.times
-        arrays[_metric(tag)] = curve
-    return {"steps": steps, "seconds": _elapsed(times), **arrays}
-
-
-def _elapsed(times: np.ndarray) -> np.ndarray:
-    """Seconds since the beginning, without the pause before a run was continued: no step takes as long as 100 usual
-    ones and more than a minute."""
-    gaps = np.diff(times, prepend=times[:1])
-    usual = np.median(gaps[1:]) if len(gaps) > 1 else 0.0
-    return np.cumsum(np.where((gaps < 0.0) | (gaps > max(60.0, 100.0 * usual)), usual, gaps))
-
-
-def _metric(tag: str) -> str:
-    """`Loss/Training` -> `loss/train`, the name in `metrics.jsonl`."""
-    head, *rest = tag.lower().split("/")
-    return "/".join([GROUPS.get(head, head), *("train" if part == "training" else part for part in rest)])
 
 
 def _length(config: Mapping[str, Any]) -> int:
@@ -146,25 +157,43 @@ def _algorithm(config: Mapping[str, Any]) -> str:
     return f"{name}_Full" if config["network_weight_steps"] >= 4000 else f"{name}_Standalone"
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     wrapper = config["config_dicts"].get("hyperparameter_wrapper", {})
     engine = re.match("|".join(ENGINES), wrapper.get("class", ""))
     fraction, window = config.get("validation_proportion"), config.get("reset_loop_before_hyperparameter_step", -1)
     model = {f"task.model.{key}": value for key, value in config["config_dicts"].get("model", {}).items()}
     model.pop("task.model.random_seed", None)
+    steps, updates = config["network_weight_steps"], config["hyperparameter_steps"]
+    if config.get("force_single_network_weight_step"):
+        steps, updates = 1, steps * updates
     return {
         **model,
         "source": "published code",
+        GROUP: _group(directory),
+        VALIDATED: _validated(config),
         "task.validation_fraction": fraction,
         "task.train_on": "train" if fraction else "train+validation",
         "task.batch_size": config.get("batch_size"),
-        "inner.steps_per_update": config["network_weight_steps"],
-        "inner.updates": config["hyperparameter_steps"],
+        "inner.steps_per_update": steps,
+        "inner.updates": updates,
         "inner.reset": bool(config.get("reset_model_after_hyperparameter_update")),
         "hypergradient.engine": ENGINES[engine[0]] if engine else "none",
         "hypergradient.terms": wrapper.get("hyperparameter_rollback_distance"),
         "hypergradient.window": window if window > 0 else None,
     }
+
+
+def _group(directory: Path) -> str:
+    folder = directory.resolve().parent
+    return (folder.parent if T_AND_K.fullmatch(folder.name) else folder).name
+
+
+def _validated(config: Mapping[str, Any]) -> str:
+    """What each `Loss/Validation` is of: the next batch, unless that holds everything or the config asks for it."""
+    fraction = config.get("validation_proportion")
+    rows = fraction * ROWS.get(config["config_dicts"]["dataset"]["class"], np.inf) if fraction else 0.0
+    whole = config.get("full_batch_validation_evaluations") or rows <= (config.get("batch_size") or 0) + 0.5
+    return ON_ALL if whole else ON_A_BATCH
 
 
 def _starts(config: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,8 +4,9 @@ A file is a sequence of records
 
     length (8 bytes) | checksum of the length (4) | an `Event` of that length | checksum of the event (4)
 
-Several files of a directory follow each other in the order of their names. A restart that says which steps it repeats
-(`SessionLog.START`, a writer's `purge_step`) removes them from what came before, as TensorBoard does.
+and both checksums are compared. Several files of a directory follow each other in the order of their names. A restart
+that says which steps it repeats (`SessionLog.START`, a writer's `purge_step`) removes them from what came before, as
+TensorBoard does.
 """
 
 # pyright: reportAttributeAccessIssue=none
@@ -17,15 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
+
+from hyperopt_id.analysis.load_checksums import masked_checksums
 
 SHARES = {"/p10": 0.1, "": 0.5, "/p90": 0.9}  # what is kept of a histogram, by the suffix of its tag
 SKIPPED = "Last_"  # repetitions of other tags
-_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+_LENGTH = struct.Struct("<Q")
 Points = dict[str, tuple[list[int], list[float], list[float]]]  # {tag: (steps, wall times, values)}
 
 
@@ -70,20 +71,31 @@ def read_events(files: Sequence[Path]) -> dict[str, Series]:
 
 
 def _events(file: Path) -> Iterator[Event]:
-    data, position, number = file.read_bytes(), 0, 0
+    data = file.read_bytes()
+    starts, position = [], 0
     while position + 12 <= len(data):
-        number += 1
-        (length,) = _LENGTH.unpack_from(data, position)
-        end = position + 12 + length
-        try:
-            if end + 4 > len(data):  # being written, or the length is damaged
-                if masked_crc32c(data[position : position + 8]) == _CHECKSUM.unpack_from(data, position + 8)[0]:
-                    return
-                raise DecodeError("wrong checksum of a length")
-            yield Event.FromString(data[position + 12 : end])
-        except DecodeError as error:
-            raise ValueError(f"record {number} of {file} is damaged ({error}); remove the file to go on") from error
-        position = end + 4
+        starts.append(position)
+        position += 16 + _LENGTH.unpack_from(data, position)[0]
+    whole = len(starts) - (position > len(data))  # the last record is being written, or its length is damaged
+    ends = [*starts[1:], position][:whole]
+    wrong = _damaged(data, np.array(starts, np.int64), np.array(ends, np.int64))
+    if wrong.any():
+        number = int(wrong.argmax()) + 1
+        raise ValueError(f"record {number} of {file} is damaged (wrong checksum); remove the file to go on")
+    for start, end in zip(starts, ends):
+        yield Event.FromString(data[start + 12 : end - 4])
+
+
+def _damaged(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which of the records [N] have a wrong checksum; `ends` are those of the whole ones."""
+    octets, whole = np.frombuffer(data, np.uint8), len(ends)
+
+    def written(places: np.ndarray) -> np.ndarray:
+        return octets[places[:, None] + np.arange(4)].view("<u4")[:, 0]
+
+    wrong = masked_checksums(data, starts, np.full(len(starts), 8)) != written(starts + 8)
+    wrong[:whole] |= masked_checksums(data, starts[:whole] + 12, ends - 16 - starts[:whole]) != written(ends - 4)
+    return wrong
 
 
 def _numbers(value: Summary.Value) -> Iterator[tuple[str, float]]:

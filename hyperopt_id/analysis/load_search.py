@@ -11,22 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyperopt_id.analysis.load import dataset_of
-from hyperopt_id.analysis.runs import TEST_METRICS
+from hyperopt_id.analysis.runs import OF_A_RUN, TEST_METRICS, flatten
 from hyperopt_id.telemetry import read_json, records
 
 COSTS = ("gradients", "seconds")
+OF_ONE_SEARCH = ("repetitions", "compiled")  # in its settings: how many there are, and how they were computed
 
 
 class Search(NamedTuple):
     """A finished search: `evaluations[p]` are the records of repetition p in their order, `incumbents[p]` what it ended
-    with. `algorithm` is what trained the models, where their configs say it; `folder` is what the directory lies in."""
+    with. `algorithm` is what trained the models, where their configs say it. Searches with the same `settings` (of the
+    search, and of all its trainings) differ in what follows from the `seed`, and in nothing else."""
 
     dataset: str
     method: str
     algorithm: str
     evaluations: tuple[tuple[Mapping[str, Any], ...], ...]
     incumbents: tuple[Mapping[str, Any], ...]
-    folder: Path = Path()
+    settings: Mapping[str, Any] = {}
+    seed: int | None = None
 
     @property
     def metric(self) -> str:
@@ -61,9 +64,16 @@ def load_search(directory: str | Path) -> Search | None:
     try:
         repetitions = sorted({record["repetition"] for record in found})
         evaluations = tuple(tuple(r for r in found if r["repetition"] == number) for number in repetitions)
-        dataset, algorithm = _trained(directory)
-        incumbents, folder = tuple(summary["repetitions"]), directory.resolve().parent
-        return Search(dataset, summary["method"], algorithm, evaluations, incumbents, folder)
+        config = _config(directory)
+        return Search(
+            dataset_of(config) or directory.resolve().parent.name,
+            summary["method"],
+            config.get("algorithm", ""),
+            evaluations,
+            tuple(summary["repetitions"]),
+            _settings(directory, config),
+            config.get("seed"),
+        )
     except KeyError as error:
         raise ValueError(
             f"{directory} is no search directory: its search.jsonl or summary.json has no {error}"
@@ -108,11 +118,14 @@ def spent(search: Search, cost: str) -> float:
     return max((float(value) for value in known if value is not None), default=0.0)
 
 
-def _trained(directory: Path) -> tuple[str, str]:
-    """Data set and algorithm, by the config of the search or else of one of its runs."""
-    for path in (directory / "config.json", next(directory.glob("runs/**/config.json"), None)):
-        config = (read_json(path) if path is not None else None) or {}
-        name = dataset_of(config)
-        if name is not None:
-            return name, config.get("algorithm", "")
-    return directory.resolve().parent.name, ""
+def _config(directory: Path) -> Mapping[str, Any]:
+    """The config of the first run; empty where the runs are not there."""
+    first = min(directory.glob("runs/*/config.json"), default=None)
+    return (read_json(first) if first is not None else None) or {}
+
+
+def _settings(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """All but what tells repetitions apart. The reports, unlike those of a run, are where a search looks."""
+    of_search = {k: v for k, v in (read_json(directory / "search.json") or {}).items() if k not in OF_ONE_SEARCH}
+    of_training = {k: v for k, v in config.items() if k == "report" or k not in OF_A_RUN}
+    return {**of_search, **flatten(of_training)}

@@ -5,7 +5,6 @@
 Each is made of what is there. One that lacks something is left out, and a line says what it needs.
 """
 
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.figures import FIGURES
 from hyperopt_id.analysis.results import TABLES
 from hyperopt_id.analysis.tables import FORMATS
+from hyperopt_id.telemetry.directory import write_text
 
 Say = Callable[[str], None]
 NAMES = tuple(dict.fromkeys(entry.name for entry in (*TABLES, *FIGURES)))
@@ -63,7 +63,7 @@ def write_tables(study: Study, folder: Path, only: Collection[str], say: Say) ->
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, shown in FORMATS.items():
             files.append(folder / f"{entry.name}.{suffix}")
-            _write_text(files[-1], shown(table))
+            write_text(files[-1], shown(table))
         say(f"table {entry.name}: {len(table.rows)} rows")
     return files
 
@@ -81,10 +81,3 @@ def _draw(study: Study, folder: Path, entries: Collection, say: Say) -> list[Pat
             files_made = f"{drawn} drawn" if drawn else f"left out, it needs {entry.needs}"
             say(f"figure {entry.name}: {files_made}")
     return files
-
-
-def _write_text(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hyperopt_id.analysis import grids, selection, style
+from hyperopt_id.analysis import grids, repetitions, selection, style
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.cost_of_runs import multiples, training_seconds
 from hyperopt_id.analysis.load_search import COSTS, Search, common_metric
@@ -20,21 +20,20 @@ from hyperopt_id.analysis.statistics import estimate, estimate_selected, lowest,
 from hyperopt_id.analysis.tables import Row, Table
 
 NOTE = (
-    "Mean and median of final values over the runs that did not diverge, ± bootstrap standard deviation (1000 "
-    "resamples). Best on test: the lowest test value of any trajectory. Selected: the final test value of the run with "
-    "the lowest final validation loss. Bold: the lowest mean and median of those of which no run has diverged."
+    "Mean and median of final values over the runs that did not diverge. Best on test: the lowest test value of any "
+    "trajectory. Selected: the final test value of the run with the lowest final validation loss. All ± bootstrap "
+    "standard deviation (1000 resamples). Bold: the lowest mean and median of those of which no run has diverged."
 )
 SEARCHED = (
-    "Mean and median over repetitions of the test value of the model with the lowest validation loss at any report, ± "
-    "bootstrap standard deviation (1000 resamples). Best on test: the lowest of any model. Gradients and seconds: what "
-    "a repetition spent, in the mean; methods that spent differently are not compared by this table."
+    "Mean and median over repetitions of the test value of the model with the lowest validation loss at any report. "
+    "Best on test: the lowest of any model. All ± bootstrap standard deviation (1000 resamples). Gradients and "
+    "seconds: what a repetition spent, in the mean; methods that spent differently are not compared by this table."
 )
 TIMED = (
     "Seconds of training only: without compiling, evaluating and logging. What a method costs is measured by runs that "
     "trained alone and were not compiled (inner.compile=off); the times of others are shared, and no measurement of it."
 )
 MEASURED = {True: "alone, not compiled", False: "no: side by side or compiled"}
-EXTREMES = ("best on test", "selected")  # whose bootstrap deviation can be larger than they are
 NEEDS = {  # of tables and figures
     "final_losses": "finished runs",
     "loss_medians": "runs with several reports",
@@ -89,8 +88,7 @@ def row(runs: Runs, metric: str | None = None) -> Row:
 def search_row(search: Search, metric: str) -> Row:
     """The cells of one search."""
     values = search.final(metric)
-    everything = [e.get(metric) for evaluations in search.evaluations for e in evaluations]
-    known = [value for value in everything if value is not None]
+    known = [[e[metric] for e in found if e.get(metric) is not None] for found in search.evaluations]
     return {
         "data set": style.dataset(search.dataset),
         "algorithm": style.look(style.canonical(search.method, search.algorithm)).label,
@@ -98,7 +96,7 @@ def search_row(search: Search, metric: str) -> Row:
         "repetitions": len(values),
         "mean": estimate(values, mean),
         "median": estimate(values, median),
-        "best on test": min(known, default=None),
+        "best on test": estimate(np.array([min(found, default=np.nan) for found in known]), lowest),
         "failed %": float(100.0 * np.isnan(values).mean()),
         **{cost: estimate(search.final(cost), mean).value for cost in COSTS},
     }
@@ -179,7 +177,7 @@ def runtimes(study: Study) -> Table | None:
 
 
 def searches(study: Study) -> Table | None:
-    found = [selection.searches(study, name) for name in style.datasets_in_order(study.datasets)]
+    found = [repetitions.searches(study, name) for name in style.datasets_in_order(study.datasets)]
     rows = [search_row(search, common_metric(of.values())) for of in found for search in of.values()]
     return Table("searches", SEARCHED, rows, "data set") if rows else None
 
@@ -204,4 +202,4 @@ def _qualified(runs: Runs, by: str) -> Row:
 
 def _table(name: str, rows: Iterable[Row]) -> Table | None:
     rows = list(rows)
-    return Table(name, NOTE, rows, "data set", ("mean", "median"), "diverged %", EXTREMES) if rows else None
+    return Table(name, NOTE, rows, "data set", ("mean", "median"), "diverged %") if rows else None

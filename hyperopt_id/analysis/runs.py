@@ -17,6 +17,8 @@ OF_A_RUN = ("algorithm", "seed", "start", "population", "log", "report", "thread
 SAME = {"Ours_HDLR": "Ours_HDLR_Momentum"}  # two names of one algorithm
 GIVEN = "given"  # a starting value that was not drawn
 UNREAD = {"task.train_on": "unknown"}  # settings of runs whose config cannot be read
+GROUP = "group"  # a setting: the folder of an experiment, of runs whose config does not tell all that it varied
+VALIDATED, ON_ALL, ON_A_BATCH = "validation loss", "of all rows", "of a batch"  # a setting and its values
 
 
 class Timing(NamedTuple):
@@ -79,10 +81,16 @@ class Runs:
         return np.where(self.diverged | np.isinf(values), np.nan, values)
 
     @property
+    def validates(self) -> bool:
+        """Whether runs can be chosen by their validation losses: they are there, of all the validation data, and the
+        runs did not train on these."""
+        unseen = self.settings.get("task.train_on", "train") == "train"
+        return unseen and self.settings.get(VALIDATED, ON_ALL) == ON_ALL and self.has("loss/validation")
+
+    @property
     def validation(self) -> np.ndarray:
-        """Final validation losses [R]; NaN, too, where the runs trained on the validation data, or may have."""
-        known, train_on = self.final("loss/validation"), self.settings.get("task.train_on", "train")
-        return known if train_on == "train" else np.full(len(self), np.nan)
+        """Final validation losses [R]; NaN, too, where nothing can be chosen by them."""
+        return self.final("loss/validation") if self.validates else np.full(len(self), np.nan)
 
     @property
     def terms(self) -> int | None:

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from hyperopt_id.analysis import style
 from hyperopt_id.analysis.collect import Study
-from hyperopt_id.analysis.load_search import Search
-from hyperopt_id.analysis.runs import Runs, Timing
+from hyperopt_id.analysis.runs import GROUP, VALIDATED, Runs, Timing
 from hyperopt_id.analysis.statistics import shares_of_batches
 
 Kinds = dict[str, Runs]  # by algorithm
@@ -19,7 +18,10 @@ VANILLA = ("Random", "Random_TrainingSetOnly", "Random_Validation")  # nothing i
 LEARNED = ("Ours_LR", "Ours_LR_Momentum", "DiffThroughOpt")  # their learning rate and weight decay are single numbers
 RIVALS = ("Random", "Random_Validation", "Ours_LR_Momentum", "DiffThroughOpt")  # of the long-horizon variants
 FRACTION, COMPILED = "task.validation_fraction", "inner.compile"
-OF_AN_ALGORITHM = ("task.train_on", "inner.steps_per_update", "inner.updates", "inner.reset", "hypergradient", "meta")
+OF_AN_ALGORITHM = (  # settings that algorithms which are compared need not share
+    *("task.train_on", "inner.steps_per_update", "inner.updates", "inner.reset", "hypergradient", "meta"),
+    *(GROUP, VALIDATED),
+)
 VARIED = {  # what experiments vary, and how it is called
     "inner.steps_per_update": "T",
     "inner.updates": "hyper-updates",
@@ -36,7 +38,8 @@ TERMS = ("hypergradient.terms", "hypergradient.window")
 def usual(study: Study, dataset: str) -> Kinds:
     """One kind for every algorithm, and Random (3-batched), made of the runs of Random that validate. Where there are
     several kinds, it is the one in the setting that most runs on the data set share; then that with the smallest
-    validation fraction, with T and K of the study, with the most runs."""
+    validation fraction, of the group with the most runs in that setting, with T and K of the study, with the most
+    runs."""
     return _in_order(_preferred(study.of(dataset)))
 
 
@@ -88,16 +91,16 @@ def long_horizon(study: Study, dataset: str) -> dict[str, Kinds]:
 
 def landscape(study: Study, dataset: str) -> tuple[Runs, Runs] | None:
     """(runs that keep their learning rate and weight decay, runs that learn both): of the first the most, of the second
-    those whose other hyperparameters start alike, where there are any."""
+    those of the same group whose other hyperparameters start alike, where there are any."""
     known = [runs for runs in study.of(dataset) if {"lr", "weight_decay"} <= set(runs.starts)]
     kept = [runs for runs in known if runs.algorithm in VANILLA and (runs.final(runs.metric) > 0.0).any()]
     learned = [runs for runs in known if runs.algorithm in LEARNED and runs.has("hyper/weight_decay")]
     if not kept or not learned:
         return None
-    ground, others = max(kept, key=len), "space.momentum.start"
+    ground = max(kept, key=len)
 
     def order(runs: Runs) -> tuple[bool, int, int]:
-        alike = runs.settings.get(others) == ground.settings.get(others)
+        alike = all(runs.settings.get(name) == ground.settings.get(name) for name in ("space.momentum.start", GROUP))
         return alike, -LEARNED.index(runs.algorithm), len(runs)
 
     return ground, max(learned, key=order)
@@ -120,38 +123,21 @@ def fractions(study: Study, dataset: str) -> dict[str, Kinds]:
     return {_value(f): _in_order(several[f]) for f in sorted(several, key=lambda f: f or 0.0) if several[f]}
 
 
-def searches(study: Study, dataset: str) -> dict[str, Search]:
-    """{algorithm: search}. Searches by one method side by side in a folder are the repetitions of one; of several
-    folders, the one with the most repetitions counts."""
-    together: dict[tuple[str, Path], Search] = {}
-    for search in study.searches:
-        if search.dataset == dataset:
-            place = style.canonical(search.method, search.algorithm), search.folder
-            before = together.get(place)
-            together[place] = search if before is None else _joined(before, search)
-    found: dict[str, Search] = {}
-    for (name, _), search in together.items():
-        if name not in found or len(search.incumbents) > len(found[name].incumbents):
-            found[name] = search
-    return {name: found[name] for name in style.in_order(found)}
-
-
-def _joined(first: Search, second: Search) -> Search:
-    return first._replace(
-        evaluations=first.evaluations + second.evaluations, incumbents=first.incumbents + second.incumbents
-    )
-
-
 def differences(runs: Runs, kinds: Iterable[Runs]) -> str:
     """What tells these runs from others of one algorithm, as "T = 5, K = 2"."""
-    kinds = list(kinds)
-    names = dict.fromkeys(name for kind in kinds for name in kind.settings)
-    varied = [n for n in names if len({str(kind.settings.get(n)) for kind in kinds}) > 1]
+    varied = varying(kind.settings for kind in kinds)
     called = {name: VARIED.get(name, name.removeprefix("space.").replace(".start", " from")) for name in varied}
     told = [f"{called[name]} = {_value(runs.settings.get(name))}" for name in varied if name not in TERMS]
     if any(name in TERMS for name in varied):
         told.append(f"K = {_value(runs.terms)}")
     return ", ".join(told)
+
+
+def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same everywhere."""
+    settings = list(settings)
+    names = dict.fromkeys(name for of_kind in settings for name in of_kind)
+    return [name for name in names if len({str(of_kind.get(name)) for of_kind in settings}) > 1]
 
 
 def remarks(study: Study) -> Iterator[str]:
@@ -174,18 +160,21 @@ def remarks(study: Study) -> Iterator[str]:
 def _preferred(kinds: Iterable[Runs]) -> Kinds:
     kinds = list(kinds)
     settings = [_setting(runs) for runs in kinds]
-    shared = Counter()
+    shared, grouped = Counter(), Counter()
     for runs, setting in zip(kinds, settings):
         shared[setting] += len(runs)
+        grouped[setting, runs.settings.get(GROUP)] += len(runs)
     chosen: dict[str, tuple[tuple, Runs]] = {}
     for runs, setting in zip(kinds, settings):
         fraction = runs.settings.get(FRACTION) or 0.0  # None: the standard split
-        rank = (shared[setting], -fraction, (runs.steps_per_update, runs.terms) == STUDY, len(runs))
+        of_group = grouped[setting, runs.settings.get(GROUP)]
+        rank = (shared[setting], -fraction, of_group, (runs.steps_per_update, runs.terms) == STUDY, len(runs))
         if runs.algorithm not in chosen or rank > chosen[runs.algorithm][0]:
             chosen[runs.algorithm] = rank, runs
     found = {name: runs for name, (_, runs) in chosen.items()}
-    if "Random_Validation" in found and len(found["Random_Validation"]) >= BATCH:
-        found[BATCHED] = batched(found["Random_Validation"])
+    validated = found.get("Random_Validation")
+    if validated is not None and len(validated) >= BATCH and validated.validates:
+        found[BATCHED] = batched(validated)
     return found
 
 

@@ -19,8 +19,7 @@ Row = Mapping[str, Any]
 
 class Table(NamedTuple):
     """`note` says what the columns mean. In each block of rows with one value of `block`, the lowest value of the
-    columns `lowest` stands out, among the rows whose column `failures` is zero. Estimates in the columns `bare` are
-    shown without their deviation, which says little of an extreme value."""
+    columns `lowest` stands out, among the rows whose column `failures` is zero."""
 
     name: str
     note: str
@@ -28,7 +27,6 @@ class Table(NamedTuple):
     block: str | None = None
     lowest: Sequence[str] = ()
     failures: str | None = None
-    bare: Sequence[str] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -41,7 +39,7 @@ def markdown(table: Table) -> str:
     kinds = ["---" if _is_text(table, column) else "---:" for column in columns]
     lines = [f"{table.note}\n" if table.note else None, f"| {' | '.join(columns)} |", f"| {' | '.join(kinds)} |"]
     for number, row in enumerate(table.rows):
-        texts = {column: _rounded(table, row, column) for column in columns}
+        texts = {column: shown(row.get(column)) for column in columns}
         cells = [_strong(text, "**", "**") if (number, c) in strong else text for c, text in texts.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(line for line in lines if line is not None) + "\n"
@@ -58,7 +56,7 @@ def latex(table: Table) -> str:
         if number and block != before:
             lines.append(r"\midrule")
         before = block
-        cells = [_latex_cell(_rounded(table, row, c), row.get(c), (number, c) in strong) for c in columns]
+        cells = [_latex_cell(shown(row.get(c)), row.get(c), (number, c) in strong) for c in columns]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -87,11 +85,6 @@ def shown(cell: Any) -> str:
     return str(cell)
 
 
-def _rounded(table: Table, row: Row, column: str) -> str:
-    text = shown(row.get(column))
-    return text.partition(" ± ")[0] if column in table.bare else text
-
-
 def _strong(text: str, before: str, after: str) -> str:
     """The value of `value ± deviation` stands out."""
     value, plus_minus, deviation = text.partition(" ± ")
@@ -100,9 +93,9 @@ def _strong(text: str, before: str, after: str) -> str:
 
 def _latex_cell(text: str, cell: Any, strong: bool) -> str:
     if isinstance(cell, Estimate) and text != NOTHING:
-        value, plus_minus, deviation = text.partition(" ± ")
+        value, _, deviation = text.partition(" ± ")
         value = rf"\mathbf{{{value}}}" if strong else value
-        return rf"${value} \pm {deviation}$" if plus_minus else f"${value}$"
+        return rf"${value} \pm {deviation}$"
     return rf"\textbf{{{_latex(text)}}}" if strong else _latex(text)
 
 

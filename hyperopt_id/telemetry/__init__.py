@@ -7,11 +7,11 @@
     directory/events.out.*       the same for TensorBoard
     directory/trace/             hyperparameters as training used them (see ``trace``)
     directory/log.txt            messages
-    directory/summary.json       written last, so its presence means that the run is finished
+    directory/summary.json       written last, so a readable one means that the run is finished
 
-Order of work after a hyper-update: report it, then save the checkpoint. A run resumed from the checkpoint
-of update u drops the reports after u, so its ``metrics.jsonl`` equals that of an uninterrupted run in
-everything but ``time``.
+Order of work after a hyper-update: report it, have that on the disk, save the checkpoint. A run resumed from
+the checkpoint of update u drops the reports after u, so its ``metrics.jsonl`` equals that of an uninterrupted
+run in everything but ``time``.
 """
 
 import time
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hyperopt_id.telemetry.directory import (
+    OccupiedError,
     claim,
     describe_environment,
     first_device,
@@ -30,6 +31,7 @@ from hyperopt_id.telemetry.directory import (
     read_json,
     records,
     remove_traces,
+    synchronize,
     write_json,
     write_text,
 )
@@ -37,7 +39,17 @@ from hyperopt_id.telemetry.events import Board
 from hyperopt_id.telemetry.measure import as_json, dump, measure
 from hyperopt_id.telemetry.progress import Progress, logger
 
-__all__ = ["Telemetry", "as_json", "first_device", "is_finished", "measure", "read_json", "records"]
+__all__ = [
+    "OccupiedError",
+    "Telemetry",
+    "as_json",
+    "first_device",
+    "is_finished",
+    "measure",
+    "read_json",
+    "records",
+    "synchronize",
+]
 
 
 class Telemetry:

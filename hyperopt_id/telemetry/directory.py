@@ -22,21 +22,26 @@ from typing import IO, Any
 
 import torch
 
+from hyperopt_id import files
 from hyperopt_id.telemetry.measure import dump
 
 _PACKAGES = ("hyperopt-id", "torch", "numpy", "pyyaml", "tensorboard", "tqdm")
 
 
+class OccupiedError(ValueError):
+    """Another process is writing into the run directory, or was: over NFS, a dead node's lock stays for a while."""
+
+
 def is_finished(directory: str | Path) -> bool:
-    """Whether the run in ``directory`` came to its end (its summary is written last)."""
-    return (Path(directory) / "summary.json").is_file()
+    """Whether the run in ``directory`` came to its end (its summary, which has to be readable, is written last)."""
+    return read_json(Path(directory) / "summary.json") is not None
 
 
 def claim(directory: Path, resuming: bool) -> IO[bytes]:
     """Create ``directory`` if needed and return its ``metrics.jsonl``, open and locked.
 
-    ``ValueError`` when the directory cannot be written, when another process is writing into it, and, unless
-    ``resuming``, when it already holds a run.
+    ``ValueError`` when the directory cannot be written, when another process is writing into it (``OccupiedError``),
+    and, unless ``resuming``, when it already holds a run.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,7 @@ def _lock(metrics: IO[bytes], directory: Path) -> None:
     except BlockingIOError:
         owner = read_json(directory / "environment.json") or {}
         who = f"process {owner['pid']} on {owner['host']}" if "pid" in owner else "another process"
-        raise ValueError(
+        raise OccupiedError(
             f"two runs into the same directory: {who} is writing into {directory}; wait for it, "
             "or choose another name with -n NAME"
         ) from None
@@ -181,12 +186,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that a reader sees either the old file or the whole new one."""
+    """Write ``value`` so that a reader, also after a crash, sees either the old file or the whole new one."""
     write_text(path, dump(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """The same for text."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    files.replace(path, lambda file: file.write(text.encode()))
+
+
+def synchronize(directory: Path) -> None:
+    """Have the reports and the trace on the disk, before the checkpoint that relies on them."""
+    for path in (*directory.glob("metrics.jsonl"), *directory.glob("trace/**/*.npy")):
+        files.synchronize(path)

@@ -16,8 +16,10 @@ shift 4
 printf -v name '%s_%03d' "$algorithm" "$start"
 run=$directory/$dataset/$name
 if [[ $site ]]; then
+    set +eu # for conda's scripts and those of modules
     # shellcheck source=/dev/null
     source "$site"
+    set -eu
 fi
 
 newest() { # the name of the newest checkpoint, if there is one

@@ -23,10 +23,28 @@ fail() {
 site=${HYPEROPT_ID_SITE-scripts/slurm/site.sh}
 [[ -f $site || ! ${HYPEROPT_ID_SITE-} ]] || fail "HYPEROPT_ID_SITE names $site, which is not there"
 if [[ -f $site ]]; then
+    set +eu # for conda's scripts and those of modules
     # shellcheck source=/dev/null
     source "$site"
+    set -eu
 fi
 command -v ray >/dev/null || fail "ray is not found: install the extra 'baselines', activate it in $site"
+group=$(python - "$@" <<'PYTHON'
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "scripts")
+import parallel_exec
+
+options = parallel_exec.parser().parse_args(sys.argv[1:])
+print(Path(options.log_dir, options.group or ""))
+PYTHON
+) || exit
+progress() { # a number that changes with every checkpoint, and when a run is finished
+    local files=(-path '*/checkpoints/latest' -o -name summary.json)
+    { find "$group" \( "${files[@]}" \) -exec cksum {} + 2>/dev/null || true; } | sort | cksum
+}
+at_start=$(progress)
 
 # Ports, folder (a short name, for there are sockets in it) and token of this job alone: jobs may share a node.
 port=$((20000 + SLURM_JOB_ID % 5000 * 2)) folder=/tmp/ray_$SLURM_JOB_ID nodes=$SLURM_JOB_NUM_NODES
@@ -46,7 +64,11 @@ stop() {
     srun --nodes="$nodes" --ntasks="$nodes" rm -rf "$folder" || true
 }
 trap stop EXIT
-time_is_up() {
+time_is_up() { # two minutes before the limit: wait for another turn, unless it would not come further than this one
+    if [[ $(progress) == "$at_start" ]]; then
+        echo "error: no checkpoint within the time limit; raise the limit, or lower report.checkpoint_every" >&2
+        exit 1
+    fi
     echo "time is up: requeued" >&2
     scontrol requeue "$SLURM_JOB_ID" # SLURM now ends all of it
     wait

@@ -80,8 +80,10 @@ site=${HYPEROPT_ID_SITE-$here/site.sh}
 [[ -f $site || ! ${HYPEROPT_ID_SITE-} ]] || fail "HYPEROPT_ID_SITE names $site, which is not there"
 if [[ -f $site ]]; then
     site=$(realpath "$site")
+    set +eu # for conda's scripts and those of modules
     # shellcheck source=/dev/null
     source "$site"
+    set -eu
 else
     site=''
 fi

@@ -85,10 +85,14 @@ def write_search(
     method: str,
     evaluations: Sequence[tuple[int, float | None, float | None]],
     about: Mapping[str, Any],
+    /,
+    **settings: Any,
 ) -> Path:
     """A search of (repetition, validation loss, test loss) in the order of evaluation, each at the only report of its
-    run. One costs 2 s, 100 gradients."""
+    run. One costs 2 s, 100 gradients. What it starts at follows from the config's seed, and from nothing else."""
     (directory / "runs" / "all").mkdir(parents=True)
+    given = {"method": method, "repetitions": len({e[0] for e in evaluations}), **settings}
+    (directory / "search.json").write_text(json.dumps(given))
     (directory / "runs" / "all" / "config.json").write_text(json.dumps(about))
     report = {"step": 40, "time": 1.0, "loss/validation": [e[1] for e in evaluations]}
     report["loss/test"] = [e[2] for e in evaluations]
@@ -98,6 +102,7 @@ def write_search(
         counts[repetition] = counts.get(repetition, 0) + 1
         number = counts[repetition]
         line = {"repetition": repetition, "evaluation": number - 1, "step": 40, "run": "runs/all", "member": len(lines)}
+        line["hyper"] = {"lr": 10.0 ** -(about["seed"] + number + 0.01 * repetition)}
         line |= {"gradients": 100.0 * number, "seconds": 2.0 * number, "loss/validation": validation, "loss/test": test}
         lines.append(line)
         known = best.get(repetition)
@@ -132,6 +137,12 @@ class EventLog:
     def restart(self, step: int) -> None:
         self.event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
+    @property
+    def offset(self) -> int:
+        """Bytes so far."""
+        self._records.flush()
+        return self._file.tell()
+
     def close(self) -> Path:
         self._records.flush()
         self._file.close()
@@ -153,6 +164,7 @@ def published(algorithm: str = "Ours_LR_Momentum", updates: int = 3, **changed: 
         },
         "network_weight_steps": 10,
         "hyperparameter_steps": updates,
+        "batch_size": 692,
         "total_step_limit": None,
         "validation_proportion": 0.11272,
         "reset_loop_before_hyperparameter_step": -1,

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from logs import NAN, EventLog, published
+from short_runs import train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # pyright: ignore
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from hyperopt_id.analysis.load import load_run
 from hyperopt_id.analysis.load_cache import cached
-from hyperopt_id.analysis.load_event_runs import load_event_run
+from hyperopt_id.analysis.load_checksums import FEW, masked_checksums
+from hyperopt_id.analysis.load_event_runs import load_event_run, members
 from hyperopt_id.analysis.load_events import event_files, read_events
 
 TAGS = ("Loss/Training", "Loss/Test", "Unnormalised_Loss/Test", "Hyperparameter/Lr")
@@ -114,6 +118,35 @@ def test_a_damaged_record_is_named(tmp_path: Path):
             read_events([path])
 
 
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path):
+    """In the length, the numbers, or one of the checksums of a record between others."""
+    log = EventLog(tmp_path)
+    log_steps(log, range(8), TAGS[:1])
+    before = log.offset
+    log_steps(log, range(8, 9), TAGS[:1])
+    after = log.offset
+    log_steps(log, range(9, 12), TAGS[:1])
+    path = log.close()
+    whole = path.read_bytes()
+    for bit in range(8 * before, 8 * after):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"record 10 of .+ is damaged"):  # the first one has the version
+            read_events([path])
+
+
+@pytest.mark.parametrize("most", [0, 7, 1000])
+def test_checksums_of_many_parts_are_those_of_each(most: int):
+    generator = np.random.default_rng(most)
+    data = generator.bytes(5000)
+    for count in (0, 1, FEW - 1, FEW, 300):
+        starts = generator.integers(0, 4000, size=count)
+        lengths = generator.integers(0, most + 1, size=count)
+        expected = [masked_crc32c(data[start : start + length]) for start, length in zip(starts, lengths)]
+        assert masked_checksums(data, starts, lengths).tolist() == expected
+
+
 # runs of the published code
 
 
@@ -144,6 +177,42 @@ def test_a_run_of_the_published_code(tmp_path: Path):
     }
     assert runs.cost["total"] == pytest.approx(30.0)
     assert not runs.diverged.any()
+
+
+def test_a_baydin_run_updates_its_hyperparameters_at_every_step(tmp_path: Path):
+    """Its config has T = 10 and three updates, of which the published code makes T = 1 and 30 updates."""
+    about = published("Baydin", force_single_network_weight_step=True, validation_proportion=0)
+    about["config_dicts"]["hyperparameter_wrapper"] = {"class": "BaydinHypergradientDescent"}
+    directory = write_published(tmp_path / "run")
+    (directory / "config.json").write_text(json.dumps(about))
+    runs = load_event_run(directory)
+    assert (runs.steps_per_update, runs.settings["inner.updates"], runs.length) == (1, 30, 30)
+    assert runs.settings["hypergradient.engine"] == "one_step"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changed", "whole"),
+    [
+        ("UCI_Energy", {}, True),  # 78 rows, batches of 692
+        ("UCI_Energy", {"batch_size": 78}, True),
+        ("UCI_Energy", {"batch_size": 77}, False),
+        ("FashionMNIST", {"batch_size": 50}, False),
+        ("FashionMNIST", {"batch_size": 50, "full_batch_validation_evaluations": True}, True),
+        ("PennTreebank", {"batch_size": 70}, False),
+        ("PennTreebank", {"batch_size": 70, "full_batch_validation_evaluations": True}, True),
+    ],
+)
+def test_a_validation_loss_is_of_a_batch_or_of_everything(tmp_path: Path, dataset: str, changed, whole: bool):
+    log = EventLog(tmp_path)
+    log.scalar("Loss/Validation", 30, 0.5)
+    log.close()
+    about = published(**changed)
+    about["config_dicts"]["dataset"]["class"] = dataset
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    runs = load_event_run(tmp_path)
+    assert runs.validates == whole
+    np.testing.assert_array_equal(runs.validation, [0.5 if whole else NAN])
+    assert runs.final("loss/validation").tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +294,39 @@ def test_an_event_run_of_this_package_needs_no_reports(tmp_path: Path):
     assert list(runs.curves) == ["loss/train", "loss/test", "unnormalized_loss/test", "hyper/lr"]
 
 
+def test_events_of_a_population_say_what_its_reports_say(tmp_path: Path):
+    """Learning rates for each element, momentum for each tensor; events are float32, quantiles between their ranks."""
+    tune = ["space.lr.tune=[element]", "space.weight_decay.tune=[global]", "space.momentum.tune=[tensor]"]
+    engine = ["hypergradient={engine: neumann, terms: 3}", "population.runs=3", "seed=5"]
+    run = train(tmp_path / "run", *tune, *engine)
+    expected = load_run(run)
+    runs = load_event_run(run)
+    assert len(runs) == 3
+    assert runs.seeds.tolist() == expected.seeds.tolist() == [5, 6, 7]
+    assert runs.identities == expected.identities
+    assert set(runs.curves) == set(expected.curves)
+    np.testing.assert_array_equal(runs.steps, expected.steps)
+    for name in runs.curves:
+        between = 0.2 if name.startswith("hyper/lr") else 1e-6
+        np.testing.assert_allclose(runs.curve(name), expected.curve(name), rtol=between, err_msg=name)
+    (timing,) = runs.timings
+    assert (timing.runs, timing.steps) == (3, 18)
+    spans = [np.ptp(read_events(event_files(folder))["Loss/Training"].times) for folder in members(run)]
+    assert runs.cost["total"] == pytest.approx(np.mean(spans))  # side by side: a third of the time is each one's
+    np.testing.assert_allclose(runs.times[:, -1], np.array(spans) / 3.0)
+    assert {k: v for k, v in runs.settings.items() if k != "source"} == expected.settings
+
+
+def test_a_population_of_which_a_member_is_unfinished_is_none(tmp_path: Path):
+    for member, last in ((0, 40), (1, 30)):
+        log = EventLog(tmp_path / f"member_{member:02d}")
+        log_steps(log, range(10, last + 1, 10))
+        log.close()
+    config = {"task": {"name": "digits"}, "algorithm": "Ours_LR", "inner": {"steps_per_update": 10, "updates": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_event_run(tmp_path) is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config_dicts": {}}'])
 def test_events_beside_a_config_of_something_else(tmp_path: Path, text: str):
     EventLog(tmp_path).close()
@@ -302,7 +404,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path, s
 def test_a_run_from_the_cache_is_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directory = write_published(tmp_path / "run")
     first = load_event_run(directory, tmp_path / "cache")
-    monkeypatch.setattr("hyperopt_id.analysis.load_event_runs.read_events", None)
+    monkeypatch.setattr("hyperopt_id.analysis.load_event_curves.read_events", None)
     second = load_event_run(directory, tmp_path / "cache")
     assert list(first.curves) == list(second.curves)
     for name in first.curves:

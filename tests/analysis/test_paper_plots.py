@@ -70,6 +70,8 @@ def test_the_list_names_everything(capsys: pytest.CaptureFixture[str]):
         (["."], "holds no runs"),
         ([".", "--only", "losses"], "there is no table or figure 'losses'"),
         ([".", "--out", "out", "--only", "losses"], "there is no table or figure 'losses'"),
+        ([".", "--only", "best_so_far"], "best_so_far is a figure, which needs a folder: name one with --out DIR"),
+        ([".", "--only", "final_losses", "loss_medians"], "loss_medians is a figure"),
     ],
 )
 def test_mistakes_end_in_one_line(

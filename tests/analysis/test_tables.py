@@ -62,13 +62,6 @@ def test_the_lowest_stands_out_among_those_without_failures():
     assert lowest_cells(Table("x", "", rows[:2], lowest=("mean",), failures="failed %")) == set()  # nothing to compare
 
 
-def test_a_bare_estimate_has_no_deviation_but_in_the_csv():
-    bare = TABLE._replace(bare=("mean",))
-    assert "| A & B | Ours_LR | **1.50** | 0 | – |" in markdown(bare)
-    assert r"A \& B & Ours\_LR & $\mathbf{1.50}$ & 0 & -- \\" in latex(bare)
-    assert comma_separated(bare) == comma_separated(TABLE)
-
-
 def test_csv_has_all_digits():
     first, _, last = csv.DictReader(io.StringIO(comma_separated(TABLE)))
     assert list(first) == [
@@ -125,7 +118,7 @@ def test_a_row_of_a_search_by_hand(tmp_path: Path):
     write_search(tmp_path / "search", "ASHA + Ours_LR_Momentum", evaluations, config("Ours_LR_Momentum"))
     (row,) = results.searches(collect([tmp_path])).rows
     assert (row["algorithm"], row["repetitions"]) == ("ASHA + Ours WD+LR+M", 3)
-    assert (row["mean"].value, row["best on test"], row["failed %"]) == (3.5, 1.0, pytest.approx(100 / 3))
+    assert (row["mean"].value, row["best on test"].value, row["failed %"]) == (3.5, 1.0, pytest.approx(100 / 3))
     assert (row["gradients"], row["seconds"]) == (pytest.approx(500 / 3), pytest.approx(10 / 3))
 
 
@@ -140,11 +133,31 @@ def test_runtimes_are_multiples_of_vanilla_training(tmp_path: Path):
     assert rows[0]["seconds per run and 1000 steps"] == 100.0
 
 
-def test_the_best_of_some_runs_is_shown_without_deviation(tmp_path: Path):
+def test_every_statistic_is_shown_with_its_deviation_in_all_formats(tmp_path: Path):
+    """Of two runs with 1 and 2, a resample's best and selected value is 2 with probability 1/4."""
     curves = {"loss/test": [[1.0, 2.0]], "loss/validation": [[1.0, 2.0]]}
     write_run(tmp_path / "run", config("Ours_LR"), curves)
-    shown = markdown(results.final_losses(collect([tmp_path]))).splitlines()[-1]
-    assert [" ± " in cell for cell in shown.split(" | ")[4:8]] == [True, True, False, False]
+    table = results.final_losses(collect([tmp_path]))
+    (row,) = table.rows
+    names = ("mean", "median", "best on test", "selected")
+    shown = dict(zip(table.columns, markdown(table).splitlines()[-1].strip("| ").split(" | ")))
+    typeset = dict(zip(table.columns, latex(table).splitlines()[-3].split(" & ")))
+    (digits,) = csv.DictReader(io.StringIO(comma_separated(table)))
+    for name in names:
+        assert shown[name] == str(row[name]) == f"{row[name].value:.2f} ± {row[name].deviation:.2f}"
+        assert typeset[name] == f"${str(row[name]).replace('±', chr(92) + 'pm')}$"
+        assert float(digits[f"{name} deviation"]) == row[name].deviation
+    for name in names[2:]:
+        assert row[name].value == 1.0
+        assert row[name].deviation == pytest.approx((1 / 4 * 3 / 4) ** 0.5, abs=0.03)
+
+
+def test_the_best_model_of_searches_has_a_deviation_over_repetitions(tmp_path: Path):
+    """The lowest of the repetitions are 1 and 3."""
+    write_search(tmp_path / "s", "PBT", [(0, 0.5, 4.0), (0, 0.6, 1.0), (1, 0.5, 3.0)], config("Random_TrainingSetOnly"))
+    (row,) = results.searches(collect([tmp_path])).rows
+    assert (row["best on test"].value, row["best on test"].low, row["best on test"].high) == (1.0, 1.0, 3.0)
+    assert row["best on test"].deviation == pytest.approx(2.0 * (1 / 4 * 3 / 4) ** 0.5, abs=0.06)
 
 
 def test_cost_is_measured_by_runs_that_trained_alone(tmp_path: Path):

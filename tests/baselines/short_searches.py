@@ -1,7 +1,12 @@
 """Tiny searches on digits, for laws about what searches leave behind."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,29 @@ def config(*overrides: str, algorithm: str = "Random_Validation") -> Config:
 
 def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "search.jsonl").read_text().splitlines()]
+
+
+def killed(module: str, options: list[str], directory: Path, count: int) -> list[dict[str, Any]]:
+    """What a search by `python -m module`, which knows `directory` by a relative path, has logged when it is killed:
+    `count` lines or a few more. It uses the Ray of this process, and has it note as little as it can: the first step,
+    and every fourth checkpoint of a trial."""
+    import ray
+    from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
+
+    root = CONFIGS.parent
+    where = ["-l", os.path.relpath(directory.parent, root), "-g", ".", "-n", directory.name]
+    where += ["--address", ray.get_runtime_context().gcs_address]
+    settings = {"TUNE_GLOBAL_CHECKPOINT_S": "1000", ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    command = [sys.executable, "-m", module, *where, *options]
+    log, until = directory / "search.jsonl", time.monotonic() + 120.0
+    with subprocess.Popen(command, cwd=root, env={**os.environ, **settings}) as child:
+        while child.poll() is None and time.monotonic() < until:
+            if log.exists() and log.read_bytes().count(b"\n") >= count:
+                break
+            time.sleep(0.01)
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    return lines(directory)
 
 
 def timeless(found: Any) -> Any:

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from laws import assert_identical
 from short_runs import CONFIGS, TINY, into, reports, state
 from short_runs import config as files
-from short_searches import config, lines, timeless
+from short_searches import config, killed, lines, timeless
 
 from baselines import arguments, asha, training
 from baselines.ledger import Ledger
@@ -25,7 +27,7 @@ from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.build.names import starting_values
 from hyperopt_id.config import to_dict
 
-MOST, GRACE, ETA = 60, 12, 4  # steps
+MOST, GRACE, ETA = 30, 6, 4  # steps
 GOOD, BAD, LOST = [0.2, 0.3, 0.5], [1e-9] * 8, [1e36]  # learning rates
 FREE = [
     "task.model.sizes=[64,16,10]",
@@ -44,31 +46,40 @@ def of(found, trial):
     return [line for line in found if line["run"] == f"runs/trial_{trial:04d}"]
 
 
-def assert_halved(found):
+def assert_halved(found, most=MOST, grace=GRACE, eta=ETA, cut=0):
     """Go through the log in its order: a trial that reaches a rung ends there exactly if its loss is above the quantile
-    1/η of all losses that came there before."""
-    rungs = [GRACE * ETA**k for k in range(5) if GRACE * ETA**k <= MOST]
+    1/η of all losses that came there before. As many as `cut` may have ended before that."""
+    rungs = [grace * eta**k for k in range(5) if grace * eta**k <= most]
     reached = {rung: [] for rung in rungs}
     ends = {line["run"]: line["step"] for line in found}
     for line in found:
         rung, loss = line["step"], score(line["loss/validation"])
-        over = rung >= MOST or line["diverged"]
+        over = rung >= most or line["diverged"]
         if rung in reached:
-            over = over or bool(reached[rung] and loss > np.percentile(reached[rung], 100 / ETA))
+            over = over or bool(reached[rung] and loss > np.percentile(reached[rung], 100 / eta))
             reached[rung].append(loss)
-        assert over == (ends[line["run"]] == line["step"]), line
+        ended = ends[line["run"]] == line["step"]
+        cut -= ended and not over
+        assert ended or not over, line
+    assert cut >= 0
 
 
-def assert_same_as_alone(directory: Path, other: Path, steps: int):
-    """To the last bit, but for times, a trial that ended after so many steps is the run of that member alone."""
+def trial_of(directory: Path, steps: int) -> Path:
+    """A trial that ended after so many steps, but did not diverge."""
     last = {line["run"]: line for line in lines(directory)}
-    run = directory / next(name for name, line in last.items() if line["step"] == steps and not line["diverged"])
-    whole = configs.load([directory / "config.yaml"], [f"inner.updates={steps // 3}"])
+    return directory / next(name for name, line in last.items() if line["step"] == steps and not line["diverged"])
+
+
+def assert_same_as_alone(run: Path, other: Path, with_state: bool = True):
+    """To the last bit, but for times, a trial is the run of that member alone over the steps that it had."""
+    steps = reports(run)[-1]["step"]
+    whole = configs.load([run.parents[1] / "config.yaml"], [f"inner.updates={steps // 3}"])
     launch.run(training.run_config(whole, int(run.name.removeprefix("trial_"))), other)
     assert configs.load([run / "config.yaml"]) == configs.load([other / "config.yaml"])
     parts = [[{k: v for k, v in line.items() if k != "time"} for line in reports(d)] for d in (run, other)]
     assert parts[0] == parts[1]
-    assert_identical(state(run), state(other))
+    if with_state:
+        assert_identical(state(run), state(other))
     ends = [timeless(json.loads((d / "summary.json").read_text())) for d in (run, other)]
     assert ends[0] == ends[1]
     traces = [{path.name: path.read_bytes() for path in (d / "trace").iterdir()} for d in (run, other)]
@@ -83,7 +94,7 @@ def searched(local_ray, tmp_path_factory):
 
     def on_trial_result(ledger, iteration, trials, trial, result, **info):
         original(ledger, iteration, trials, trial, result, **info)
-        if not killed and len(ledger.log.records) >= 25:
+        if not killed and len(ledger.log.records) >= 12:
             killed.append(result["pid"])
             os.kill(result["pid"], signal.SIGKILL)
 
@@ -124,7 +135,10 @@ def test_the_incumbent_has_the_lowest_validation_loss(searched):
     found = lines(directory)
     best = min((line for line in found if not line["diverged"]), key=lambda line: line["loss/validation"])
     (incumbent,) = summary["repetitions"]
-    assert incumbent == {**best, "gradients": found[-1]["gradients"], "seconds": found[-1]["seconds"]}
+    spent = {key: found[-1][key] for key in ("gradients", "seconds")}
+    assert incumbent == {**best, **spent, "run": incumbent["run"]}
+    last = reports(directory / incumbent["run"])[-1]
+    assert (last["step"], last["loss/validation"]) == (best["step"], best["loss/validation"])
     assert summary["method"] == "ASHA"
 
 
@@ -138,7 +152,7 @@ def test_costs_add_up(searched):
 
 @pytest.mark.parametrize("steps", [GRACE, MOST])
 def test_a_trial_is_an_ordinary_run_of_the_population(searched, tmp_path, steps):
-    assert_same_as_alone(searched[0], tmp_path / "alone", steps)
+    assert_same_as_alone(trial_of(searched[0], steps), tmp_path / "alone")
     assert not (searched[0] / "ray").exists()
 
 
@@ -186,83 +200,64 @@ def test_an_interrupted_command_goes_on_as_if_nothing_had_happened(local_ray, tm
     found = lines(directory)
     assert found[: len(before)] == before
     assert_halved(found)
-    assert_same_as_alone(directory, tmp_path / "alone", MOST)
+    assert_same_as_alone(trial_of(directory, MOST), tmp_path / "alone")
 
 
-def test_a_budget_holds_over_an_interruption(local_ray, monkeypatch, tmp_path):
-    original, pending = Ledger.on_trial_result, [True]
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(local_ray, monkeypatch, tmp_path):
+    """Killed when Ray had noted its first step alone. Without a number of trials, new ones begin until the budget is
+    spent: each member once, in order."""
+    directory, data = tmp_path / "search", ["report.every=1", "space.lr={bounds: none, sample: [1e-9, 1e-1]}"]
+    options = ["--max-steps", "9", "--reduction", "2", "--budget-gradients", "90"]
+    before = killed("baselines.asha", [*files("digits"), *options, "-s", *TINY, *data], directory, 15)
+    noted = json.loads(next((directory / "ray").glob("experiment_state-*.json")).read_text())["trial_data"]
+    assert len(noted) < len({line["run"] for line in before})  # trials are forgotten
 
-    def on_trial_result(ledger, *arguments, **info):
-        original(ledger, *arguments, **info)
-        if pending:
-            pending.pop()
-            signal.raise_signal(signal.SIGINT)
+    search = partial(asha.search, configs.load([directory / "config.yaml"]), max_steps=9, reduction=2.0, gradients=90.0)
+    moved = shutil.copytree(directory, tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"the search in .*moved was begun in .*search and is not finished; move it "):
+        search(moved)
+    monkeypatch.chdir(moved)  # the command was called elsewhere, with a relative path
+    summary = search(directory)
 
-    monkeypatch.setattr(Ledger, "on_trial_result", on_trial_result)
-    with pytest.raises(KeyboardInterrupt):
-        asha.search(config(*FREE), tmp_path / "search", **TRIALS, gradients=60.0)
-    summary = asha.search(config(*FREE), tmp_path / "search", **TRIALS, gradients=60.0)
-    found = lines(tmp_path / "search")
-    spent = [line["gradients"] for line in found]
-    assert spent[-2] < 60.0 <= spent[-1] == summary["repetitions"][0]["gradients"]
-    runs = {f"runs/{run.name}" for run in (tmp_path / "search" / "runs").iterdir()}
-    assert runs == {line["run"] for line in found}
-    assert not (tmp_path / "search" / "ray").exists()
-
-
-def test_without_a_number_of_trials_new_ones_begin_until_the_budget_is_spent(local_ray, monkeypatch, tmp_path):
-    """Also over an interruption, each member once, in order."""
-    original, pending = Ledger.on_trial_result, [True]
-
-    def on_trial_result(ledger, *arguments, **info):
-        original(ledger, *arguments, **info)
-        if len(ledger.log.records) == 6 and pending:
-            pending.pop()
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Ledger, "on_trial_result", on_trial_result)
-    given = config("report.every=1"), tmp_path / "search"
-    endless = {"max_steps": 6, "grace": 3, "gradients": 60.0}
-    with pytest.raises(KeyboardInterrupt, match=r"Ray was stopped when \d+ trials were finished; --resume goes on"):
-        asha.search(*given, **endless)
-    asha.search(*given, **endless)
-    found = lines(tmp_path / "search")
-    assert found[-2]["gradients"] < 60.0 <= found[-1]["gradients"]
-    runs = [line["run"] for line in found]
-    assert set(runs) == {f"runs/trial_{member:04d}" for member in range(len(set(runs)))}
+    found = lines(directory)
+    assert found[: len(before)] == before
+    assert found[-2]["gradients"] < 90.0 <= found[-1]["gradients"] == summary["repetitions"][0]["gradients"]
+    assert_halved(found, most=9, grace=3, eta=2, cut=2)
     assert len({(line["run"], line["step"]) for line in found}) == len(found)
-    assert 60 / 6 <= len(set(runs)) <= 60 / 3
-    drawn = starting_values(config(f"population.runs={len(set(runs))}"))
+    names = sorted({line["run"].removeprefix("runs/") for line in found})
+    assert names == [f"trial_{member:04d}" for member in range(len(names))]
+    assert names == sorted(run.name for run in (directory / "runs").iterdir())
+    drawn = starting_values(config(*data, f"population.runs={len(names)}"))
     for line in found:
         member = int(line["run"].removeprefix("runs/trial_"))
         assert line["hyper"] == {name: values[member] for name, values in drawn.items()}
+    for name in names:
+        logged = [(line["step"], line["loss/validation"]) for line in found if line["run"] == f"runs/{name}"]
+        run = directory / "runs" / name
+        assert [(line["step"], line["loss/validation"]) for line in reports(run)] == logged
+    assert_same_as_alone(directory / before[-1]["run"], tmp_path / "alone", with_state=False)
+    assert not (directory / "ray").exists()
 
 
-def test_hypergradients_inside(local_ray, tmp_path):
+def test_a_trial_that_fails_is_said_and_tried_again_with_hypergradients_inside(local_ray, tmp_path):
     """A trial of an algorithm that tunes is the run that it would be alone, and costs what its hypergradients do."""
     given = "report.every=1", "hypergradient.terms=2"
-    ours = config(*given, algorithm="Ours_LR_Momentum")
-    summary = asha.search(ours, tmp_path / "search", trials=3, grace=6, reduction=2.0)
-    assert summary["method"] == "ASHA + Ours_LR_Momentum"
-    found = lines(tmp_path / "search")
+    ours, directory = config(*given, algorithm="Ours_LR_Momentum"), tmp_path / "search"
+    in_the_way = directory / "runs" / "trial_0001"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    search = partial(asha.search, ours, directory, trials=3, grace=6, reduction=2.0)
+    with pytest.raises(ValueError, match=r"1 of 3 trials failed \(.*trial_0001 cannot be written.*\); --resume tries"):
+        search()
+    in_the_way.unlink()
+    assert search()["method"] == "ASHA + Ours_LR_Momentum"
+    found = lines(directory)
     each = gradients_per_update(to_dict(ours))
     assert each > gradients_per_update(to_dict(config(*given[:1])))
     assert [line["gradients"] for line in found] == pytest.approx([each * (n + 1) for n in range(len(found))])
     last = [of(found, trial)[-1] for trial in range(3)]
     assert all(line["hyper/lr"] != line["hyper"]["lr"] for line in last)
-    assert_same_as_alone(tmp_path / "search", tmp_path / "alone", 18)
-
-
-def test_a_trial_that_fails_is_said_and_tried_again(local_ray, tmp_path):
-    small = {"trials": 2, "max_steps": 6, "grace": 6}
-    in_the_way = tmp_path / "search" / "runs" / "trial_0001"
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.touch()
-    with pytest.raises(ValueError, match=r"1 of 2 trials failed \(.*trial_0001 cannot be written.*\); --resume tries"):
-        asha.search(config(), tmp_path / "search", **small)
-    in_the_way.unlink()
-    asha.search(config(), tmp_path / "search", **small)
-    assert [len(of(lines(tmp_path / "search"), trial)) for trial in range(2)] == [1, 1]
+    assert_same_as_alone(trial_of(directory, 18), tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -300,8 +295,8 @@ def test_a_directory_belongs_to_its_search(searched, tmp_path, capsys):
     directory, _ = searched
     with pytest.raises(ValueError, match=r"the search in .* was made with other settings: reduction: 4.0 -> 3.0; "):
         asha.search(config(*FREE), directory, **{**TRIALS, "reduction": 3.0})
-    with pytest.raises(ValueError, match=r"the search in .* was made with another config: .*inner.updates: 20 -> 10"):
-        asha.search(config(*FREE), directory, **{**TRIALS, "max_steps": 30})
+    with pytest.raises(ValueError, match=r"the search in .* was made with another config: .*inner.updates: 10 -> 5"):
+        asha.search(config(*FREE), directory, **{**TRIALS, "max_steps": 15})
     assert arguments.main(asha.run, [*files("digits"), *into(directory), "-s", *TINY]) == 2
     assert "already holds a search; continue it with --resume or choose another name" in capsys.readouterr().err
     (tmp_path / "own.txt").write_text("mine")

@@ -20,6 +20,28 @@ def test_the_environment_is_as_it_was(local_ray, monkeypatch):
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "workers", "said", "each"),
+    [
+        ("auto", 1, 2, None, 0.5),
+        ("cuda", 1, 4, None, 0.25),
+        ("auto", 1, 3, None, 0.3333),
+        ("auto", 1, 6, None, 0.1666),  # Ray would make 0.1667 of 1/6, and five at a time
+        ("auto", 4, 2, None, 1.0),
+        ("auto", 2, 4, None, 0.5),
+        ("auto", 0, 2, None, 0.0),
+        ("cuda", 0, 2, None, 0.0),  # which is refused
+        ("cpu", 1, 2, None, 0.0),
+        ("auto", 1, 2, 0.0, 0.0),
+        ("cuda", 1, 2, 0.25, 0.25),
+        ("auto", 0, 2, 0.25, 0.25),  # as of a cluster elsewhere
+    ],
+)
+def test_workers_share_the_gpus_of_the_machine(device, gpus, workers, said, each):
+    """Unless the command says how."""
+    assert cluster.shared(Resources(workers, said), device, gpus) == Resources(workers, each)
+
+
 def test_a_variable_that_ray_is_started_with_is_put_back(monkeypatch):
     monkeypatch.setenv("THERE", "before")
     monkeypatch.delenv("NOT_THERE", raising=False)

@@ -1,23 +1,20 @@
 """Population based training: perturbations in natural units, and weights that are copied with all that made them."""
 
 import random
-import signal
 from itertools import pairwise
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from short_runs import TINY, TUNE, into, reports
 from short_runs import config as files
-from short_searches import config, lines
+from short_searches import config, killed, lines
 
-from baselines import arguments, pbt, schedulers
-from baselines.ledger import Ledger
+from baselines import arguments, pbt
 from baselines.perturbation import explore, perturbed
 from baselines.trainable import score
 from hyperopt_id import checkpoint, launch, population, replay
+from hyperopt_id import config as configs
 from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.config import to_dict
 from hyperopt_id.space import IDENTITY, LOG10, LOGIT, Hyper, Space
@@ -86,18 +83,6 @@ def test_exploration_draws_a_quarter_anew_and_scales_the_others():
     rates = np.log10([number for kind, number in (change["lr"] for change in changes) if kind == "set"])
     assert np.mean(rates) == pytest.approx(-3.5, abs=4 * 5 / np.sqrt(12 * len(rates)))  # uniform in log10
     assert explore(SPACE, random.Random(7)) == explore(SPACE, random.Random(7))
-
-
-def test_a_restored_scheduler_knows_the_scores_of_the_checkpoints():
-    scheduler = schedulers.Population(time_attr="step", metric="score", mode="min", custom_explore_fn=dict)
-    result = SimpleNamespace(metrics={"step": 300, "score": 0.5})
-    manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=4), latest_checkpoint_result=result)
-    trial = MagicMock(checkpoint="there", config={})
-    trial.run_metadata.checkpoint_manager = manager
-    scheduler.on_trial_add(SimpleNamespace(search_alg=None), trial)
-    state = scheduler._trial_state[trial]
-    assert (state.last_score, state.last_checkpoint) == (-0.5, "there")
-    assert state.last_train_time == state.last_perturbation_time == 300
 
 
 @pytest.fixture(scope="module")
@@ -195,29 +180,34 @@ def test_costs_add_up_over_members(searched):
     assert searched[1]["method"] == "PBT + Random_Validation"
 
 
-def test_an_interrupted_search_is_completed(local_ray, monkeypatch, tmp_path):
-    original, pending = Ledger.on_trial_result, [True]
-
-    def on_trial_result(ledger, *arguments, **info):
-        original(ledger, *arguments, **info)
-        if len(ledger.log.records) >= 15 and pending:
-            pending.pop()
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Ledger, "on_trial_result", on_trial_result)
-    with pytest.raises(KeyboardInterrupt):
-        pbt.search(config(*LENGTH), tmp_path / "search", **SETTINGS)
-    before = lines(tmp_path / "search")
-    assert 15 <= len(before) < MEMBERS * MOST / INTERVAL
-    summary = pbt.search(config(*LENGTH), tmp_path / "search", **SETTINGS)
-    found = lines(tmp_path / "search")
+def test_a_killed_search_is_completed(local_ray, tmp_path):
+    """From where Ray had noted it, so perhaps on another course. What had been logged stays and is paid for, and may be
+    the best model."""
+    directory, steps = tmp_path / "search", list(range(INTERVAL, 36 + 1, INTERVAL))
+    options = ["--population", "4", "--max-steps", "36", "--interval", str(INTERVAL), *files("digits")]
+    before = killed("baselines.pbt", [*options, "-s", *TINY, "inner.updates=16"], directory, 14)
+    assert any("cloned" in line for line in before)
+    given = configs.load([directory / "config.yaml"])
+    summary = pbt.search(given, directory, population=4, max_steps=36, interval=INTERVAL)
+    found = lines(directory)
     assert found[: len(before)] == before
     assert len({(line["run"], line["explored"], line["step"]) for line in found}) == len(found)
-    for member in range(MEMBERS):
-        run = tmp_path / "search" / "runs" / f"trial_{member:04d}"
-        assert [line["step"] for line in reports(run)] == list(range(INTERVAL, MOST + 1, INTERVAL))
-        assert len(read_trace(run)[1]["lr"]) == MOST / INTERVAL  # plain training: values change at clones alone
-    assert summary["repetitions"][0]["gradients"] == found[-1]["gradients"]
+    each = gradients_per_update(to_dict(given)) * INTERVAL / 3
+    assert [line["gradients"] for line in found] == pytest.approx([each * (n + 1) for n in range(len(found))])
+    known = {(line["step"], line["loss/validation"]) for line in found}
+    for member in range(4):
+        run = directory / "runs" / f"trial_{member:04d}"
+        told = [(line["step"], line["loss/validation"]) for line in reports(run)]
+        assert [step for step, _ in told] == steps
+        assert known.issuperset(told)
+        assert len(read_trace(run)[1]["lr"]) == len(steps)  # plain training: values change at clones alone
+
+    (best,) = summary["repetitions"]
+    assert best["gradients"] == found[-1]["gradients"]
+    assert best["loss/validation"] == min(score(line["loss/validation"]) for line in found)
+    replayed, build = replay.prepare(directory)
+    launch.run(replayed, tmp_path / "replay", build=build)
+    assert reports(tmp_path / "replay")[-1]["loss/test"] == pytest.approx(best["loss/test"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

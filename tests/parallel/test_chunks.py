@@ -1,18 +1,23 @@
 """Packing of starts into run directories."""
 
+import time
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
-from chunks import MOST_MEMBERS, Chunk, default_size, pack, unfinished
-from hypothesis import given
+from chunks import MOST_MEMBERS, SECONDS_OF_A_LOCK, Chunk, default_size, pack, train, unfinished
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from override_generators import Job
 from short_runs import CONFIGS
 
 from hyperopt_id.build.names import run_seeds, starting_values
-from hyperopt_id.config import dump, load
+from hyperopt_id.config import dump, load, to_dict
+from hyperopt_id.telemetry import is_finished
+from hyperopt_id.telemetry.directory import claim
 
 CONFIG = load([CONFIGS / "digits.yaml", CONFIGS / "Ours_LR.yaml"], ["population.sample=true"])
 GROUP = Path("/group")
@@ -88,14 +93,57 @@ def test_another_config_is_refused_with_what_differs(tmp_path: Path):
         unfinished([other])
 
 
-def test_other_cuts_are_refused_with_the_size_that_goes_on(tmp_path: Path):
-    for chunk in cut(tuple(range(8)), 3, tmp_path):
-        leave(chunk)
-    with pytest.raises(ValueError, match="add --chunk 3 to continue"):
-        unfinished(cut(tuple(range(8)), 4, tmp_path))
-    assert unfinished(cut(tuple(range(8)), 4, tmp_path, "Ours_LR_Momentum"))  # another label is another matter
+@given(st.integers(1, 20), st.integers(1, 12), st.sets(st.integers(0, 19)), st.integers(1, 20), st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_what_was_begun_stays_as_it_was_cut(starts: int, size: int, begun: set[int], more: int, other: int):
+    """However many workers there are now, and starts."""
+    with TemporaryDirectory() as folder:
+        before = cut(tuple(range(starts)), size, Path(folder))
+        there = [chunk for place, chunk in enumerate(before) if place in begun]
+        for chunk in there:
+            leave(chunk)
+        now = cut(tuple(range(starts + more)), other, Path(folder))
+        assert [*chain(*(run_seeds(chunk.config) for chunk in now))] == [*range(starts + more)]
+        assert all(chunk in now for chunk in there)
+        assert unfinished(now) == [chunk for chunk in now if chunk not in there]
+        assert all(chunk.config.population.runs <= other for chunk in unfinished(now))
+
+
+def test_starts_that_were_begun_with_others_are_refused(tmp_path: Path):
+    leave(*cut(tuple(range(8)), 8, tmp_path))
+    for seeds in ((0, 1, 2, 3), (4, 5, 6, 7, 8)):
+        with pytest.raises(ValueError, match="starts 0 to 7 of Ours_LR in one run, and only some of them"):
+            unfinished(cut(seeds, 4, tmp_path))
+    assert unfinished(cut((0, 1, 2, 3), 4, tmp_path, "Ours_LR_Momentum"))  # another label is another matter
 
 
 def test_two_variations_of_one_name_are_refused():
     with pytest.raises(ValueError, match="same name"):
         unfinished([*cut((0, 1), 2), *cut((0, 1), 2)])
+
+
+# Locks
+
+
+def tiny(group: Path) -> Chunk:
+    overrides = ["task.model.sizes=[64,4,10]", "inner={steps_per_update: 2, updates: 2, compile: off}", "threads=1"]
+    return pack(load([CONFIGS / "digits.yaml"], overrides), "Random", Job("", (), (0, 1)), group, 2)[0]
+
+
+def test_a_chunk_waits_for_the_lock_of_a_node_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which is released while it waits."""
+    config, directory = tiny(tmp_path)
+    lock = claim(directory, resuming=False)
+    monkeypatch.setattr("chunks.time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: lock.close()))
+    train(to_dict(config), directory)
+    assert lock.closed
+    assert is_finished(directory)
+
+
+def test_a_lock_that_stays_is_that_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, directory = tiny(tmp_path)
+    clock, waits = count(0.0, SECONDS_OF_A_LOCK / 3), []
+    monkeypatch.setattr("chunks.time", SimpleNamespace(monotonic=lambda: next(clock), sleep=waits.append))
+    with claim(directory, resuming=False), pytest.raises(ValueError, match="two runs into the same directory"):
+        train(to_dict(config), directory)
+    assert len(waits) == 2

@@ -9,10 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import parallel_exec
 import pytest
+import ray
+import ray_tasks
+from ray import exceptions
 from ray_tasks import reported_step
 from short_runs import CONFIGS, assert_same_run, summary
 
@@ -91,16 +95,17 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path):
 
 @pytest.mark.usefixtures("workers")
 def test_ctrl_c_leaves_what_the_same_command_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """On a terminal all processes get it. The number of workers may change, and the chunks stay as they are."""
     given = arguments(tmp_path, *LONG, starts=6)
-    given += ["--chunk", "2"]
-    script = [sys.executable, parallel_exec.__file__, *given]
-    process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    script = [sys.executable, parallel_exec.__file__, *given, "--chunk", "2"]
+    process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     last = tmp_path / "group" / "Ours_LR_004-005"
     wait_for((last / "checkpoints" / "latest").is_file)  # the third chunk: one of the first two is finished
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted; the same command continues")
     assert not is_finished(last)
+    given += ["--workers", "1"]
     finished = [path for path in (tmp_path / "group").iterdir() if is_finished(path)]
     stamps = [(path / "summary.json").stat().st_mtime_ns for path in finished]
     assert parallel_exec.main(given) == 0
@@ -109,6 +114,50 @@ def test_ctrl_c_leaves_what_the_same_command_completes(tmp_path: Path, capsys: p
     for there, alone in uninterrupted(given, tmp_path / "alone"):
         assert_same_run(there, alone)
     assert parallel_exec.main(given) == 0  # and now there is nothing left to do
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("sign", ["an error", "no answer"])
+def test_a_ray_that_is_lost_is_one_line_after_what_had_failed(
+    sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "Ours_LR_000-001").write_text("a file where a run directory should be")
+    failed: list[str | None] = []
+    failure, wait = ray_tasks._failure, ray.wait
+
+    def noted(task: ray.ObjectRef) -> str | None:
+        failed.append(failure(task))
+        return failed[-1]
+
+    def waited(*arguments: Any, **options: Any) -> Any:
+        if failed and sign == "an error":
+            raise exceptions.RaySystemError("the raylet is gone")
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(ray_tasks, "_failure", noted)
+    monkeypatch.setattr(ray, "wait", waited)
+    monkeypatch.setattr(ray_tasks, "_is_there", lambda: not failed)
+    monkeypatch.setattr(ray_tasks, "SECONDS_WITHOUT_RAY", 0.0)
+    assert parallel_exec.main([*arguments(tmp_path, *LONG), "--workers", "1", "--chunk", "2"]) == 2
+    *_, first, lost = capsys.readouterr().err.splitlines()
+    assert first.startswith("failed: Ours_LR_000-001: the log directory")
+    assert lost.startswith("error: Ray is lost (")
+    assert lost.endswith("); the same command continues")
+
+
+ONE_RETRY = "import sys, ray_tasks, parallel_exec; ray_tasks.RETRIES = 1; sys.exit(parallel_exec.main(sys.argv[1:]))"
+
+
+def test_a_chunk_that_does_not_fit_into_memory_fails(tmp_path: Path):
+    """Ray would try for ever."""
+    scripts = str(Path(parallel_exec.__file__).parent)
+    nothing_fits = {"RAY_memory_usage_threshold": "1e-6", "RAY_task_oom_retry_delay_base_ms": "10"}
+    environment = {**os.environ, **nothing_fits, "PYTHONPATH": scripts}
+    command = [sys.executable, "-c", ONE_RETRY, *arguments(tmp_path, *LONG, starts=1)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1, done.stderr
+    assert "failed: Ours_LR_000-000: memory ran out 2 times; take fewer --workers" in done.stderr
 
 
 @pytest.mark.usefixtures("workers")

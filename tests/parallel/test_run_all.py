@@ -1,11 +1,7 @@
 """The table of experiments, and what becomes of its rows."""
 
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,21 +228,6 @@ def test_ctrl_c_ends_it(three: SimpleNamespace, tmp_path: Path, capsys: pytest.C
     assert run_all.main(["-l", str(tmp_path)]) == 130
     assert three.ran == ["a", "b"]
     assert "the same command continues" in capsys.readouterr().err
-
-
-def test_ctrl_c_reaches_the_command_and_is_waited_for(tmp_path: Path):
-    """A child that ends its work before it goes is given the time."""
-    child = "import pathlib, signal, time\ntry:\n    pathlib.Path('began').touch(); time.sleep(100)\n"
-    child += "except KeyboardInterrupt:\n    time.sleep(0.5); pathlib.Path('tidied up').touch()"
-    code = f"import run_all; run_all.ROOT = {str(tmp_path)!r}; run_all.execute([{sys.executable!r}, '-c', {child!r}])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
-    while not (tmp_path / "began").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    assert (tmp_path / "tidied up").exists()
 
 
 def test_an_experiment_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,8 +15,10 @@ from slurm_server import wait_for
 
 from hyperopt_id import cli
 
-SCRIPTS = CONFIGS.parent / "scripts" / "slurm"
-TOOLS = ("awk", "bash", "cat", "dirname", "find", "hostname", "mkdir", "paste", "realpath", "sed", "sleep", "sort")
+ROOT = CONFIGS.parent
+SCRIPTS = ROOT / "scripts" / "slurm"
+TOOLS = ("awk", "bash", "cat", "cksum", "cut", "dirname", "find", "getent", "head", "hostname", "mkdir", "paste")
+TOOLS += ("realpath", "rm", "sed", "sha256sum", "sleep", "sort")
 STUDY = ["Random", "Random_SteppedLR", "Random_Validation", "Lorraine", "Baydin", "Ours_LR", "Ours_LR_Momentum"]
 STUDY += ["Ours_HDLR_Momentum", "DiffThroughOpt"]
 
@@ -83,9 +85,7 @@ def test_mistakes_about_the_ray_job_are_one_line_each(tools, tmp_path):
         2,
         f"error: submit in the root of the repository, not in {tmp_path}\n",
     )
-    no_ray = subprocess.run(
-        [SCRIPTS / "parallel_exec.sh"], cwd=CONFIGS.parent, env=tools, capture_output=True, text=True
-    )
+    no_ray = subprocess.run([SCRIPTS / "parallel_exec.sh"], cwd=ROOT, env=tools, capture_output=True, text=True)
     assert no_ray.returncode == 2
     assert no_ray.stderr.startswith("error: ray is not found: install the extra 'baselines'")
 
@@ -120,14 +120,27 @@ def test_a_site_file_reaches_sbatch_and_every_task(tools, tmp_path):
     assert submitted.endswith(f"/member.sh {site} cifar10 Lorraine {tmp_path}\n")
 
 
-def task(environment: dict[str, str], directory: Path, *overrides: str) -> subprocess.Popen[bytes]:
+def test_a_site_file_may_be_one_for_shells_that_are_less_strict(tools, tmp_path):
+    """As conda's scripts are, and those of modules."""
+    site = tmp_path / "site.sh"
+    site.write_text('export SBATCH_PARTITION=fast\n[ "$CONDA_SHLVL" ] && conda deactivate\nfalse\n')
+    environment = {**tools, "HYPEROPT_ID_SITE": str(site)}
+    submitted = submit(environment, "cifar10", "--only-print")
+    assert (submitted.returncode, submitted.stderr) == (0, "")
+    assert task(tools, tmp_path, site=str(site)).wait() == 0
+    no_ray = subprocess.run([SCRIPTS / "parallel_exec.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert no_ray.stderr.startswith("error: ray is not found")
+
+
+def task(environment: dict[str, str], directory: Path, *overrides: str, site: str = "") -> subprocess.Popen[bytes]:
     """Start 3 of Ours_LR on digits, as a task of an array would do it."""
-    command = [SCRIPTS / "member.sh", "", "digits", "Ours_LR", str(directory), *overrides]
-    environment = {**environment, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "17"}
+    command = [SCRIPTS / "member.sh", site, "digits", "Ours_LR", str(directory), *overrides]
+    return job({**environment, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "17"}, directory, command)
+
+
+def job(environment: dict[str, str], directory: Path, command: list[str | Path]) -> subprocess.Popen[bytes]:
     with open(directory / "said", "a") as said:
-        return subprocess.Popen(
-            command, cwd=CONFIGS.parent, env=environment, stdout=said, stderr=said, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True)
 
 
 def test_a_task_continues_what_it_finds_and_leaves_alone_what_is_finished(tmp_path):
@@ -142,30 +155,63 @@ def test_a_task_continues_what_it_finds_and_leaves_alone_what_is_finished(tmp_pa
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-@pytest.mark.parametrize("further", [True, False])
-def test_when_time_is_up_a_task_is_requeued_if_it_came_further(further, tools, tmp_path):
-    """Otherwise it would go on for ever."""
-    requeued, started = tmp_path / "requeued", tmp_path / "started"
-    latest = tmp_path / "digits" / "Ours_LR_003" / "checkpoints" / "latest"
+# When time is up
+
+
+LATEST = Path("checkpoints") / "latest"  # in a run directory
+STAND_INS = {  # for the Ray job on one node
+    "ray": """exec {python} -c '
+import socket, sys, time
+(port,) = (int(word[7:]) for word in sys.argv if word.startswith("--port="))
+with socket.create_server(("127.0.0.1", port)):
+    time.sleep(60)' "$@\"""",
+    "srun": 'while [ "${{1#--}}" != "$1" ]; do shift; done; exec "$@"',
+    # of the nodes, of the arguments, and what trains
+    "python": 'case "$1 $2" in "- "*:*) exit 0 ;; "- "*) exec {python} "$@" ;; esac\n{training}',
+}
+
+
+def training(latest: Path, further: bool) -> str:
+    """What stands in for a training that comes from the first checkpoint to the second, or not."""
     latest.parent.mkdir(parents=True)
     latest.write_text("step_1.pt")
-    new = "step_2.pt" if further else "step_1.pt"
-    script(tmp_path / "tools" / "python", f'printf {new} >"{latest}"; : >"{started}"; exec sleep 60')
-    script(
-        tmp_path / "tools" / "scontrol", f'echo "$@" >"{requeued}"; kill -TERM 0'
-    )  # ends all of the task, as SLURM does
-    running = task(tools, tmp_path)
+    return f'printf step_{1 + further}.pt >"{latest}"; : >"{latest}.started"; exec sleep 60'
+
+
+def struck(running: subprocess.Popen[bytes], latest: Path) -> int:
+    """Its exit status when it is told, in the middle, that time is up."""
     try:
-        assert wait_for(started.exists)
+        assert wait_for(Path(f"{latest}.started").exists, lambda: running.poll() is not None)
         running.send_signal(signal.SIGUSR1)
-        assert running.wait(timeout=60) == (-signal.SIGTERM if further else 1)
+        return running.wait(timeout=60)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
-    said = (tmp_path / "said").read_text().splitlines()[-1]
-    if further:
-        assert said == "time is up at step_1.pt, now step_2.pt: requeued"
-        assert requeued.read_text() == "requeue 17_3\n"
+
+
+@pytest.mark.parametrize("further", [True, False])
+@pytest.mark.parametrize("kind", ["task", "Ray job"])
+def test_when_time_is_up_a_job_is_requeued_if_it_came_further(kind, further, tools, tmp_path):
+    """Otherwise it would go on for ever."""
+    requeued, number = tmp_path / "requeued", str(os.getpid())
+    run = {"task": "digits/Ours_LR_003", "Ray job": "runs/Ours_LR_000-001"}[kind]
+    train = training(tmp_path / run / LATEST, further)
+    scontrol = f'[ $1 = show ] && echo "Name=n NodeAddr=127.0.0.1 " && exit\necho "$@" >"{requeued}"; kill -TERM 0'
+    script(tmp_path / "tools" / "scontrol", scontrol)  # it ends all of the job, as SLURM does
+    if kind == "task":
+        script(tmp_path / "tools" / "python", train)
+        running = task(tools, tmp_path)
     else:
-        assert said.startswith("error: no checkpoint within the time limit; raise the limit")
+        for name, content in STAND_INS.items():
+            script(tmp_path / "tools" / name, content.format(python=sys.executable, training=train))
+        slurm = {"SLURM_JOB_ID": number, "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n", "SLURM_CPUS_ON_NODE": "1"}
+        command = [SCRIPTS / "parallel_exec.sh", "-c", "configs/digits.yaml", "-l", str(tmp_path), "-g", "runs"]
+        running = job({**tools, **slurm}, tmp_path, command)
+    assert struck(running, tmp_path / run / LATEST) == (-signal.SIGTERM if further else 1)
+    said = (tmp_path / "said").read_text().splitlines()
+    if further:
+        assert any(line.startswith("time is up") and line.endswith(": requeued") for line in said), said
+        assert requeued.read_text() == ("requeue 17_3\n" if kind == "task" else f"requeue {number}\n")
+    else:
+        assert "error: no checkpoint within the time limit; raise the limit, or lower report.checkpoint_every" in said
         assert not requeued.exists()
