@@ -5,7 +5,6 @@ An own one stays on the loopback device, sends nothing anywhere, and its tempora
 
 import argparse
 import logging
-import math
 import os
 import shutil
 import socket
@@ -40,7 +39,7 @@ class Resources:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workers", type=int, default=2, metavar="N", help="trials at a time (default %(default)s)")
-    gpus = "0.25: four trials share a GPU; 0: on the CPU (default: all of this machine's, shared by the workers)"
+    gpus = "0.25: four trials share a GPU; 0: on the CPU (default: the workers share this machine's; with --address: 0)"
     add("--gpus-per-trial", type=float, metavar="F", help=gpus)
     add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
 
@@ -51,11 +50,14 @@ def resources(options: argparse.Namespace) -> Resources:
 
 def shared(resources: Resources, device: str, gpus: int) -> Resources:
     """The same, but where nobody says how many GPUs a trial has, the workers share those of this machine, `gpus` in
-    number, if the `device` of the config allows it: one for each trial at most."""
+    number, if the `device` of the config allows it: each has a part of one, so large that all of them find room. Those
+    of a cluster elsewhere nobody knows: none."""
     if resources.gpus_per_trial is not None:
         return resources
-    each = math.floor(1e4 * gpus / max(1, resources.workers)) / 1e4  # Ray counts in 0.0001, and would round up
-    return replace(resources, gpus_per_trial=0.0 if device == "cpu" else min(1.0, each))
+    if device == "cpu" or gpus == 0 or resources.address is not None:
+        return replace(resources, gpus_per_trial=0.0)
+    trials_on_one = -(-max(1, resources.workers) // gpus)
+    return replace(resources, gpus_per_trial=10_000 // trials_on_one / 1e4)  # Ray counts in 0.0001, and would round up
 
 
 def check_ray() -> None:
@@ -143,12 +145,18 @@ def _unusable(address: str) -> str:
     return f"cannot use the Ray cluster at {address} (one that was started with a token wants RAY_AUTH_MODE=token here)"
 
 
+def reach(place: str, seconds: float) -> None:
+    """Raise an OSError where nobody answers at HOST:PORT, or [HOST]:PORT as of IPv6, within so many seconds."""
+    host, _, port = place.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+
+
 def _check_address(address: str) -> None:
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:  # "auto" and the like, which Ray looks up quickly
+    place = address.removeprefix("ray://")
+    if ":" not in place:  # "auto" and the like, which Ray looks up quickly
         return
     try:
-        socket.create_connection((host, int(port)), PATIENCE).close()
+        reach(place, PATIENCE)
     except (OSError, ValueError, OverflowError) as error:
         raise ValueError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or leave --address out"

@@ -1,6 +1,7 @@
 """A search directory: what all trainings have in common, and whose search it is.
 
 config.yaml      the config
+config.json      the same for programs: a scheduler changes those of its runs
 search.json      the settings of the search
 search.jsonl     the evaluations (see `hyperopt_id.telemetry.search`)
 runs/            run directories
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.arguments import check_config
-from hyperopt_id.config import dump
+from hyperopt_id.config import dump, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.telemetry import read_json
 from hyperopt_id.telemetry.directory import write_json, write_text
@@ -34,6 +35,7 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "search.json", settings)
+        write_json(directory / "config.json", plain(to_dict(config)))
         write_text(directory / "config.yaml", dump(config))
     except OSError as error:
         raise ValueError(
@@ -44,7 +46,7 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
 
 def discard(directory: Path) -> None:
     """Remove what was written before any evaluation, and the folders that are then empty."""
-    for name in ("config.yaml", "search.json", "search.jsonl", "log.txt"):
+    for name in ("config.yaml", "config.json", "search.json", "search.jsonl", "log.txt"):
         (directory / name).unlink(missing_ok=True)
     for folder in (directory / "runs", directory):
         with suppress(OSError):  # something else is in it

@@ -7,7 +7,7 @@ what an interrupted search had logged before is dropped.
 
 The directory of a trial goes on, and may tell of other weights later. So a model is packed, with all that made it,
 before it is logged as the best so far: the best model of a log can always be trained again, whatever became of its
-trial.
+trial. Where a shared file system does not show what the trial has written, that is said, and the search goes on.
 
 Ray copies the ledger and the budget with everything else that it needs to continue a search. So the ledger opens files
 in `setup`, which comes after that, and the budget holds nothing but its limits: what is spent, the log says.
@@ -16,7 +16,6 @@ in `setup`, which comes after that, and the budget holds nothing but its limits:
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +26,14 @@ from ray import tune
 from baselines import training
 from hyperopt_id.telemetry import records
 from hyperopt_id.telemetry.directory import write_json
-from hyperopt_id.telemetry.progress import Progress
+from hyperopt_id.telemetry.progress import Progress, logger
 from hyperopt_id.telemetry.search import SearchLog
 
 TAIL_BYTES = 2**20  # of a log: more than one line
+
+
+class TrialError(Exception):
+    """A trial failed of a search that nothing else would end."""
 
 
 class Budget(tune.Stopper):
@@ -63,6 +66,7 @@ class Ledger(tune.Callback):
 
     def __init__(self, directory: Path, trials: int | None, steps: int, budget: Budget, mode: str) -> None:
         self.directory, self.trials, self.steps, self.budget, self.mode = directory, trials, steps, budget, mode
+        self.failure: str | None = None
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.log = SearchLog(self.directory)
@@ -103,19 +107,32 @@ class Ledger(tune.Callback):
         better, own = _loss(line) < self.best, packed(self.directory, line)
         if better:
             own.parent.mkdir(exist_ok=True)
-            training.save(training.pack(self.directory / line["run"], line["step"], summary), own)
+            self._pack(line, summary, own)
         self.log.append(line)
         if better:
             self.best = _loss(line)
             for other in set(own.parent.iterdir()) - {own}:
                 other.unlink()
 
+    def _pack(self, line: dict[str, Any], summary: dict[str, Any], file: Path) -> None:
+        try:
+            tree = training.pack(self.directory / line["run"], line["step"], summary)
+        except (OSError, ValueError) as error:
+            text = "the best model so far, of step %d of %s, can only be replayed if its trial ends with it: %s"
+            logger.warning(text, line["step"], line["run"], error)
+        else:
+            training.save(tree, file)
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._finish(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.trials is None:  # where none can be trained, new ones would begin for ever
-            signal.raise_signal(signal.SIGUSR1)  # at which Ray stops, ready to go on
+            self.failure = f"{trial} failed ({(trial.get_error() or 'for an unknown reason').splitlines()[-1]})"
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.failure is not None:  # raised here, it leaves Ray as it is, and what Ray has noted ready to go on
+            raise TrialError(self.failure)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self.budget.stop_all():  # the trials that it ended are as finished as they will be

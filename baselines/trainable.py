@@ -12,6 +12,7 @@ One iteration of Tune is one report. A checkpoint holds a name, which tells a tr
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from baselines.training import Training, Workshop
 from hyperopt_id import runtime
 from hyperopt_id.build.names import starting_values
 from hyperopt_id.config_schema import Config
+from hyperopt_id.telemetry import synchronize
 
 WORST = 1e30
 STATE = "state.pt"  # the file in a checkpoint
@@ -52,6 +54,7 @@ class Trial(tune.Trainable):
         self.workshop, self.current = training.open_workshop(search, compiled), None
         self.runs, self.is_over = Path(directory) / "runs", is_over
         self.cloned: dict[str, Any] | None = None
+        self.best = math.inf  # validation loss since it began, or took up a state
 
     def step(self) -> dict[str, Any]:
         if self.current is None:
@@ -69,9 +72,13 @@ class Trial(tune.Trainable):
             "explored": self._explored(),
             "summary": training.summary(self.current),
         }
+        loss = report["loss/validation"]
+        if loss is not None and loss < self.best:  # it may be packed, perhaps on another machine, which sees the disk
+            self.best = loss
+            synchronize(self.current.reports.directory)
         return {
             "step": report["step"],
-            "score": score(report["loss/validation"]),
+            "score": score(loss),
             "gradients": (report["update"] - before) * self.workshop.gradients,
             "about": json.dumps(about),  # text, which Tune carries along without looking into it
             "done": last or self.is_over(self.current),
@@ -106,8 +113,9 @@ class Trial(tune.Trainable):
 
     def _leave(self) -> None:
         if self.current is not None:
+            synchronize(self.current.reports.directory)
             self.current.reports.close()
-        self.current, self.cloned = None, None
+        self.current, self.cloned, self.best = None, None, math.inf
 
 
 def named(number: int) -> str:

@@ -189,7 +189,10 @@ def end(directory: Path, step: int) -> None:
 
 def pack(directory: Path, step: int, summary: Mapping[str, Any]) -> Tree:
     """What a run directory tells of the training up to `step`, where it had this summary, as a whole run of so many
-    steps."""
+    steps; a ValueError where it does not tell of that step."""
+    reports = [line for line in load_reports(directory) if line["step"] <= step]
+    if not reports or reports[-1]["step"] != step:
+        raise ValueError(f"{directory} has no report of step {step}")
     config = load_config([directory / "config.yaml"])
     inner = config.inner
     config = replace(config, inner=replace(inner, updates=step // inner.steps_per_update))
@@ -197,7 +200,7 @@ def pack(directory: Path, step: int, summary: Mapping[str, Any]) -> Tree:
     steps, trace = read_trace(directory) if config.report.trace_every != 0 else (step, {})
     return {
         "config": to_dict(config),
-        "reports": [dump_json(line) + "\n" for line in load_reports(directory) if line["step"] <= step],
+        "reports": [dump_json(line) + "\n" for line in reports],
         "steps_per_row": min(steps, step),
         "trace": {name: torch.from_numpy(np.array(rows[: -(-step // steps)])) for name, rows in trace.items()},
         "summary": {**summary, "config_hash": digest},

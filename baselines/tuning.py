@@ -25,7 +25,7 @@ from baselines.arguments import ENDS
 from baselines.cluster import Resources, cluster, environment, shared
 from baselines.conclusion import conclude, tidy
 from baselines.directory import claim, discard
-from baselines.ledger import Budget, Ledger, lines
+from baselines.ledger import Budget, Ledger, TrialError, lines
 from baselines.rounds import searched
 from baselines.trainable import Trial, named
 from baselines.training import Training, Workshop
@@ -90,6 +90,8 @@ def complete(search: Search, limits: Mapping[str, float | None], resources: Reso
         if new and not lines(directory):
             discard(directory)
         raise
+    except TrialError as error:
+        raise ValueError(f"{error}; --resume tries it again") from error
     if results is not None:
         _check_over(search, budget, results)
     tunes = any(hyper.tune for hyper in config.space.values())

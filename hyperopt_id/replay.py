@@ -82,9 +82,10 @@ def _best_of_search(run: Path, repetitions: Sequence[dict[str, Any]]) -> Source:
     source = find(run / found["run"], found["member"])
     final = read_json(source.directory / "summary.json")["final"]["loss/validation"][source.member]
     if final != found["loss/validation"]:
+        end = "without a finite one" if final is None else f"with {final}"
         raise ValueError(
             f"the best model of {run} has a validation loss of {found['loss/validation']:g}, but its run "
-            f"{source.directory} ends with {final}; search again, or name that run to replay it as it is"
+            f"{source.directory} ends {end}; search again, or name that run to replay it as it is"
         )
     return source
 

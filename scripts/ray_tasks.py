@@ -5,7 +5,6 @@ of a cluster have to see under the same path.
 """
 
 import re
-import socket
 import sys
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from ray import exceptions
 from ray.util import client
 from tqdm import tqdm
 
-from baselines.cluster import Resources, cluster, environment
+from baselines.cluster import Resources, cluster, environment, reach
 from hyperopt_id.config import to_dict
 
 __all__ = ["Resources", "train"]
@@ -34,7 +33,7 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
 def train(chunks: Sequence[Chunk], resources: Resources, threads: int, progress: str) -> Iterator[tuple[Path, str]]:
     """Train all chunks, `resources.workers` at a time; the directories of those that could not be trained, as it turns
     out, and why. A ValueError where Ray is lost."""
-    out_of_memory = {"RAY_task_oom_retries": str(RETRIES)}  # else one that does not fit is retried for ever
+    out_of_memory = {"RAY_task_oom_retries": str(RETRIES)}  # else for ever; over ray:// others own them
     try:
         with environment(out_of_memory), cluster(resources), Progress(chunks, progress) as shown:
             yield from _train(chunks, resources, threads, shown)
@@ -82,9 +81,8 @@ def _is_there() -> bool:
     """Whether Ray's head answers and knows a living node; true where another process of ours asks, over ray://."""
     if client.ray.is_connected():
         return True
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), SECONDS_BETWEEN_LOOKS).close()
+        reach(ray.get_runtime_context().gcs_address, SECONDS_BETWEEN_LOOKS)
     except OSError:
         return False
     return any(node["Alive"] for node in ray.nodes())  # which does not return where the head does not answer

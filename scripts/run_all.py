@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="show the commands and stop")
     add("-l", "--log-dir", type=Path, default=Path("runs"), metavar="DIR", help="runs go to DIR/<experiment>/...")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="trainings at a time (default: one a core)")
-    gpus = "0.25: four of them share a GPU; 0: on the CPU (default: that of each command)"
-    add("--gpus-per-task", type=float, metavar="F", help=gpus)
+    gpus = "0.25: four of them share a GPU (default 0: everything on the CPU, so that times compare)"
+    add("--gpus-per-task", type=float, default=0.0, metavar="F", help=gpus)
     add("--address", metavar="RAY", help="use the Ray cluster there (HOST:PORT, auto) instead of this machine")
     add("--data-root", type=Path, metavar="DIR", help="where data sets live (default: $HYPEROPT_ID_DATA, else ./data)")
     add("-s", "--set", nargs="+", action="extend", default=[], metavar="K=V", help="override one key in all runs")
@@ -173,9 +173,9 @@ def _where(options: argparse.Namespace, gpus: str, part: Part) -> list[str]:
     root = options.data_root or Path(os.environ.get("HYPEROPT_ID_DATA") or "data")
     where = ["-l", str(options.log_dir.resolve()), "--data-root", str(root.resolve())]
     if part.method in ("random_search", "bayesopt"):  # train in one process
-        return [*where, "--threads", str(options.workers)]
+        return [*where, "--threads", str(options.workers), *([] if options.gpus_per_task else ["--device", "cpu"])]
     where += ["--workers", str(part.options.get("workers", options.workers))]
-    where += [gpus, str(options.gpus_per_task)] if options.gpus_per_task is not None else []
+    where += [gpus, str(options.gpus_per_task)]
     return where + (["--address", options.address] if options.address else [])
 
 

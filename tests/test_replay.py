@@ -115,7 +115,12 @@ def test_the_best_of_a_search(tmp_path, capsys):
 
     best["loss/validation"] -= 0.1  # a run that has gone on, or another one
     (search / "summary.json").write_text(json.dumps({"method": "Random", "repetitions": repetitions}))
-    assert refused([str(search), "-n", "other"], capsys, "the best model of .* has a validation loss of .*, but its")
+    said = "the best model of .* has a validation loss of .*, but its run .* ends {}; search again, .*"
+    assert refused([str(search), "-n", "other"], capsys, said.format("with .*"))
+    final = summary(search / best["run"])
+    final["final"]["loss/validation"][best["member"]] = None
+    (search / best["run"] / "summary.json").write_text(json.dumps(final))
+    assert refused([str(search), "-n", "other"], capsys, said.format("without a finite one"))
 
 
 def test_a_run_twice_as_long_has_each_value_for_twice_the_steps(tmp_path):

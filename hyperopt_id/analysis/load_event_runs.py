@@ -184,8 +184,9 @@ def _settings(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _group(directory: Path) -> str:
+    """Its whole path, since folders of several experiments can have one name."""
     folder = directory.resolve().parent
-    return (folder.parent if T_AND_K.fullmatch(folder.name) else folder).name
+    return str(folder.parent if T_AND_K.fullmatch(folder.name) else folder)
 
 
 def _validated(config: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ def load_search(directory: str | Path) -> Search | None:
     try:
         repetitions = sorted({record["repetition"] for record in found})
         evaluations = tuple(tuple(r for r in found if r["repetition"] == number) for number in repetitions)
-        config = _config(directory)
+        config = _config(directory, found)
         return Search(
             dataset_of(config) or directory.resolve().parent.name,
             summary["method"],
@@ -118,10 +118,18 @@ def spent(search: Search, cost: str) -> float:
     return max((float(value) for value in known if value is not None), default=0.0)
 
 
-def _config(directory: Path) -> Mapping[str, Any]:
-    """The config of the first run; empty where the runs are not there."""
+def _config(directory: Path, evaluations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The config of the search. Where only its runs have one, that of the first; empty where they are not there. Where
+    runs were evaluated on the way, a scheduler may have ended that one early, or given it the seed of another."""
+    own = read_json(directory / "config.json")
+    if own is not None:
+        return own
     first = min(directory.glob("runs/*/config.json"), default=None)
-    return (read_json(first) if first is not None else None) or {}
+    config = (read_json(first) if first is not None else None) or {}
+    if len({(line["run"], line["member"]) for line in evaluations}) == len(evaluations):
+        return config
+    inner = {**config.get("inner", {}), "updates": None}
+    return {**config, "inner": inner, "seed": None}
 
 
 def _settings(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Which runs belong together in a table or figure, in the order in which they are shown."""
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hyperopt_id.analysis import style
@@ -125,12 +127,23 @@ def fractions(study: Study, dataset: str) -> dict[str, Kinds]:
 
 def differences(runs: Runs, kinds: Iterable[Runs]) -> str:
     """What tells these runs from others of one algorithm, as "T = 5, K = 2"."""
-    varied = varying(kind.settings for kind in kinds)
+    settings = _with_short_groups([kind.settings for kind in (*kinds, runs)])
+    varied = varying(settings)
     called = {name: VARIED.get(name, name.removeprefix("space.").replace(".start", " from")) for name in varied}
-    told = [f"{called[name]} = {_value(runs.settings.get(name))}" for name in varied if name not in TERMS]
+    told = [f"{called[name]} = {_value(settings[-1].get(name))}" for name in varied if name not in TERMS]
     if any(name in TERMS for name in varied):
         told.append(f"K = {_value(runs.terms)}")
     return ", ".join(told)
+
+
+def _with_short_groups(settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """With as much of the path of a group as tells it from the others."""
+    groups = {of_kind[GROUP]: Path(of_kind[GROUP]) for of_kind in settings if GROUP in of_kind}
+    if not groups:
+        return list(settings)
+    above = os.path.commonpath([path.parent for path in groups.values()])
+    short = {group: str(path.relative_to(above)) for group, path in groups.items()}
+    return [{**s, GROUP: short[s[GROUP]]} if GROUP in s else s for s in settings]
 
 
 def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -29,20 +29,21 @@ if [[ -f $site ]]; then
     set -eu
 fi
 command -v ray >/dev/null || fail "ray is not found: install the extra 'baselines', activate it in $site"
-group=$(python - "$@" <<'PYTHON'
+runs=$(python - "$@" <<'PYTHON'
 import sys
-from pathlib import Path
 
 sys.path.insert(0, "scripts")
 import parallel_exec
 
+from hyperopt_id.options import ended
+
 options = parallel_exec.parser().parse_args(sys.argv[1:])
-print(Path(options.log_dir, options.group or ""))
+sys.exit(ended(lambda: print(parallel_exec.plan(options)[0].directory.parent)))
 PYTHON
 ) || exit
 progress() { # a number that changes with every checkpoint, and when a run is finished
     local files=(-path '*/checkpoints/latest' -o -name summary.json)
-    { find "$group" \( "${files[@]}" \) -exec cksum {} + 2>/dev/null || true; } | sort | cksum
+    { find "$runs" \( "${files[@]}" \) -exec cksum {} + 2>/dev/null || true; } | sort | cksum
 }
 at_start=$(progress)
 

@@ -10,6 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 NAN = float("nan")
+TAGS = ("Loss/Training", "Loss/Test", "Unnormalised_Loss/Test", "Hyperparameter/Lr")
 SPACE: dict[str, Any] = {
     "lr": {"init": 1e-3, "transform": "log10", "bounds": [1e-10, 1.0], "sample": [1e-6, 0.1], "tune": []},
     "weight_decay": {"init": 1e-6, "transform": "log10", "bounds": "none", "sample": [1e-7, 0.01], "tune": []},
@@ -147,6 +148,12 @@ class EventLog:
         self._records.flush()
         self._file.close()
         return self.path
+
+
+def log_steps(log: EventLog, steps: range, tags: tuple[str, ...] = TAGS, offset: float = 0.0) -> None:
+    for step in steps:
+        for place, tag in enumerate(tags):
+            log.scalar(tag, step, offset + place + 1.0 / (step + 1), 1000.0 + step + 0.001 * place)
 
 
 def published(algorithm: str = "Ours_LR_Momentum", updates: int = 3, **changed: Any) -> dict[str, Any]:

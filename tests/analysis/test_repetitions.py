@@ -1,5 +1,6 @@
 """Which searches are pooled: those with the same settings, and each repetition once."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,24 @@ def test_starts_of_other_seeds_are_other_repetitions(tmp_path: Path):
         log = (search / "search.jsonl").read_text().replace("0.01", "0.1")
         (search / "search.jsonl").write_text(log)
     assert sorted(pooled(tmp_path)[0]["BayesOpt"]) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_what_a_scheduler_made_of_a_run_says_nothing_about_the_search(tmp_path: Path, described: bool):
+    """The first run has been ended early, or has taken over another one's seed; `described`: the search has a config of
+    its own."""
+    for name, seed, ended, taken in (("a", 0, 2, 5), ("b", 1, 3, 12), ("a again", 0, 4, 0)):
+        about = config("Random_TrainingSetOnly", seed=seed)
+        search = write(tmp_path / name, [(0, 1.0, 2.0 + seed), (0, 2.0, 9.0)], "PBT", about)
+        log = (search / "search.jsonl").read_text().replace('"member": 1', '"member": 0')
+        (search / "search.jsonl").write_text(log)
+        of_run = config("Random_TrainingSetOnly", seed=taken, inner__updates=ended)
+        (search / "runs/all/config.json").write_text(json.dumps(of_run))
+        if described:
+            (search / "config.json").write_text(json.dumps(about))
+    losses, said = pooled(tmp_path)
+    assert losses == {"PBT": [2.0, 3.0]}
+    assert said == ["UCI Energy, PBT: 1 repetition repeats another (same settings, seed and starts), counted once"]
 
 
 @pytest.mark.parametrize(

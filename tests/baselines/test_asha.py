@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -258,6 +259,25 @@ def test_a_trial_that_fails_is_said_and_tried_again_with_hypergradients_inside(l
     last = [of(found, trial)[-1] for trial in range(3)]
     assert all(line["hyper/lr"] != line["hyper"]["lr"] for line in last)
     assert_same_as_alone(trial_of(directory, 18), tmp_path / "alone")
+
+
+def test_a_search_that_only_a_budget_ends_is_ended_by_a_failure_and_goes_on(local_ray, tmp_path):
+    """Also in a thread that is not the main one."""
+    directory = tmp_path / "search"
+    in_the_way = directory / "runs" / "trial_0001"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    search = partial(asha.search, config("report.every=1"), directory, max_steps=9, gradients=30.0)
+    failed = r"trial_0001 failed \(.*trial_0001 cannot be written.*\); --resume tries it again"
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match=failed):
+        threads.submit(search).result()
+    assert not (directory / "summary.json").exists()
+    in_the_way.unlink()
+    (best,) = search()["repetitions"]
+    assert best["gradients"] >= 30.0
+    found = lines(directory)
+    assert of(found, 1)
+    assert_halved(found, most=9, grace=3, cut=2)
 
 
 @pytest.mark.parametrize(

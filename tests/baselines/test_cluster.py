@@ -1,6 +1,7 @@
 """Ray is started and left without a trace in this process."""
 
 import os
+import socket
 
 import pytest
 
@@ -40,6 +41,35 @@ def test_the_environment_is_as_it_was(local_ray, monkeypatch):
 def test_workers_share_the_gpus_of_the_machine(device, gpus, workers, said, each):
     """Unless the command says how."""
     assert cluster.shared(Resources(workers, said), device, gpus) == Resources(workers, each)
+
+
+@pytest.mark.parametrize("gpus", range(1, 9))
+def test_as_many_trials_as_workers_find_room(gpus):
+    """Each on one GPU, of which Ray counts ten thousandths."""
+    for workers in range(1, 65):
+        each = cluster.shared(Resources(workers), "auto", gpus).gpus_per_trial
+        assert each is not None
+        assert 0 < each <= 1
+        assert gpus * (10_000 // round(each * 10_000)) >= workers
+
+
+def test_the_gpus_of_this_machine_are_not_those_of_a_cluster_elsewhere():
+    assert cluster.shared(Resources(2, None, "there:1"), "auto", 1).gpus_per_trial == 0.0
+    assert cluster.shared(Resources(2, 0.5, "there:1"), "auto", 1).gpus_per_trial == 0.5
+
+
+@pytest.mark.parametrize(("family", "host", "written"), [("AF_INET", "127.0.0.1", "{}"), ("AF_INET6", "::1", "[{}]")])
+def test_whether_somebody_answers_at_an_address(family, host, written):
+    with socket.socket(getattr(socket, family)) as server:
+        try:
+            server.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        place = f"{written.format(host)}:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionRefusedError):
+            cluster.reach(place, 5.0)
+        server.listen()
+        cluster.reach(place, 5.0)
 
 
 def test_a_variable_that_ray_is_started_with_is_put_back(monkeypatch):

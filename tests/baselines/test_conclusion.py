@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -12,9 +11,9 @@ from laws import assert_identical
 from short_runs import reports, state
 from short_searches import config, lines, timeless
 
-from baselines import training
+from baselines import trainable, training
 from baselines.conclusion import conclude
-from baselines.ledger import TAIL_BYTES, Budget, Ledger, packed
+from baselines.ledger import TAIL_BYTES, Budget, Ledger, TrialError, packed
 from baselines.trainable import STATE, Trial
 from hyperopt_id import config as configs
 from hyperopt_id import launch, replay
@@ -229,15 +228,50 @@ def test_at_any_instant_the_best_model_of_the_log_is_packed(search, monkeypatch,
     good.actor.cleanup()
 
 
-@pytest.mark.parametrize(("trials", "stopped"), [(None, 1), (2, 0)])
-def test_a_failure_ends_a_search_that_nothing_else_may_end(tmp_path, trials, stopped):
-    received = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
-    try:
-        Ledger(tmp_path, trials, 18, Budget(tmp_path, {}), "none").on_trial_error(0, [], "trial_0000")
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert received == [signal.SIGUSR1] * stopped
+def test_the_best_model_is_packed_from_what_is_on_the_disk(search, monkeypatch):
+    """As a machine sees it that did not write it."""
+    disk, pack = search.directory.parent / "disk", training.pack
+
+    def synchronize(directory):
+        shutil.copytree(directory, disk / directory.name, dirs_exist_ok=True)
+
+    monkeypatch.setattr(trainable, "synchronize", synchronize)
+    monkeypatch.setattr(training, "pack", lambda run, *about: pack(disk / run.name, *about))
+    good = search.trial(0)
+    search.report(good, 3)
+    best = lines(search.directory)[-1]
+    search.take_over(good, search.save(good), "e", lr=("set", 1e3))
+    search.report(good, 3)
+    search.end(good)
+    assert search.conclude()["run"] == "best"
+    assert_same(search.directory / "best", alone(search, best["step"]))
+
+
+def test_a_best_model_that_cannot_be_packed_is_said_and_logged(search, monkeypatch, caplog):
+    monkeypatch.setattr(training, "load_reports", lambda directory: reports(directory)[:-1])
+    good = search.trial(0)
+    search.report(good)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "the best model so far, of step 3 of runs/trial_0000, can only be replayed if its trial ends with it: "
+        f"{search.directory / 'runs' / 'trial_0000'} has no report of step 3"
+    ]
+    assert len(lines(search.directory)) == 1
+    monkeypatch.undo()
+    search.report(good)
+    assert packed(search.directory, lines(search.directory)[-1]).is_file()
+    good.actor.cleanup()
+
+
+def test_a_failure_ends_a_search_that_nothing_else_may_end(tmp_path):
+    trial = MagicMock()
+    trial.__str__.return_value, trial.get_error.return_value = "trial_0000", "Traceback:\nValueError: it is full\n"
+    endless, ending = (Ledger(tmp_path, trials, 18, Budget(tmp_path, {}), "none") for trials in (None, 2))
+    for ledger in (endless, ending):
+        ledger.on_step_end(0, [])
+        ledger.on_trial_error(0, [], trial)
+    ending.on_step_end(0, [])
+    with pytest.raises(TrialError, match=r"^trial_0000 failed \(ValueError: it is full\)$"):
+        endless.on_step_end(0, [])
 
 
 def test_a_budget_is_known_from_lines_of_any_length(tmp_path):

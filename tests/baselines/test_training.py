@@ -49,6 +49,12 @@ def test_an_ended_run_is_a_whole_one_of_so_many_steps(ended):
     assert read_json(ended / "config.json")["inner"]["updates"] == STEP // 3
 
 
+@pytest.mark.parametrize("step", [STEP - 1, STEP + 6])
+def test_what_a_run_does_not_tell_of_is_not_packed(trained, step):
+    with pytest.raises(ValueError, match=rf"run has no report of step {step}$"):
+        training.pack(trained, step, {})
+
+
 @pytest.mark.parametrize("writes", range(8))
 def test_an_end_that_is_interrupted_is_made_up_for(trained, ended, tmp_path, monkeypatch, writes):
     """After any number of files have been written: each is whole, and ending the run again makes it the same."""

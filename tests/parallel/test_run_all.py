@@ -106,20 +106,30 @@ def test_dry_run_shows_every_experiment(capsys: pytest.CaptureFixture[str]):
     assert list(found) == [row.name for row in EXPERIMENTS]
     (energy,) = found["uci_energy"]
     given = "-c configs/uci_energy.yaml --algorithms {} --overrides natural_sgd --repetitions 200 -l /runs"
-    given += " --data-root /data --workers 3 -g uci_energy"
+    given += " --data-root /data --workers 3 --gpus-per-task 0.0 -g uci_energy"
     assert energy == [sys.executable, "scripts/parallel_exec.py", *given.format(" ".join(STUDY)).split()]
 
 
 def test_searches_have_commands_of_their_own(capsys: pytest.CaptureFixture[str]):
     found = dry("--only", "pbt", "bayesopt", "-l", "/runs", "--data-root", "/data", "--workers", "3", capsys=capsys)
     given = "-m baselines.pbt -c configs/uci_energy.yaml configs/{0}.yaml --population 200 --interval 100 -l /runs"
-    given += " --data-root /data --workers 3 -g pbt -n uci_energy_{0}"
+    given += " --data-root /data --workers 3 --gpus-per-trial 0.0 -g pbt -n uci_energy_{0}"
     algorithms = ("Random_TrainingSetOnly", "Ours_LR_Momentum")
     assert found["pbt"] == [[sys.executable, *given.format(name).split()] for name in algorithms]
     assert [after("--repetitions", command) for command in found["bayesopt"]] == [["32"]] * 12
     random = [command for command in found["bayesopt"] if "baselines.random_search" in command]
     assert [after("--trials", command) for command in random] == [["30"]] * 4 + [["16"]] * 4
     assert all("--workers" not in command and after("--threads", command) == ["3"] for command in found["bayesopt"])
+
+
+def test_everything_trains_on_the_same_kind_of_device(capsys: pytest.CaptureFixture[str]):
+    """On the CPU, unless GPUs are given."""
+    for given, share, device in (([], ["0.0"], ["cpu"]), (["--gpus-per-task", "0.5"], ["0.5"], [])):
+        for command in (command for found in dry(*given, capsys=capsys).values() for command in found):
+            if "--workers" in command:
+                assert (after("--gpus-per-task", command) or after("--gpus-per-trial", command)) == share
+            else:
+                assert after("--device", command) == device
 
 
 def test_no_two_searches_share_a_directory(capsys: pytest.CaptureFixture[str]):

@@ -172,10 +172,14 @@ with socket.create_server(("127.0.0.1", port)):
 
 
 def training(latest: Path, further: bool) -> str:
-    """What stands in for a training that comes from the first checkpoint to the second, or not."""
-    latest.parent.mkdir(parents=True)
-    latest.write_text("step_1.pt")
-    return f'printf step_{1 + further}.pt >"{latest}"; : >"{latest}.started"; exec sleep 60'
+    """What stands in for a training that comes from the first checkpoint to the second, or not, while another one in
+    the same folder does."""
+    other = latest.parents[3] / "others" / "Ours_LR_003" / LATEST
+    for path in (latest, other):
+        path.parent.mkdir(parents=True)
+        path.write_text("step_1.pt")
+    run = f'printf step_{1 + further}.pt >"{latest}"; printf step_2.pt >"{other}"'
+    return f'{run}; : >"{latest}.started"; exec sleep 60'
 
 
 def struck(running: subprocess.Popen[bytes], latest: Path) -> int:
@@ -190,11 +194,15 @@ def struck(running: subprocess.Popen[bytes], latest: Path) -> int:
 
 
 @pytest.mark.parametrize("further", [True, False])
-@pytest.mark.parametrize("kind", ["task", "Ray job"])
+@pytest.mark.parametrize("kind", ["task", "Ray job", "Ray job of a group"])
 def test_when_time_is_up_a_job_is_requeued_if_it_came_further(kind, further, tools, tmp_path):
     """Otherwise it would go on for ever."""
     requeued, number = tmp_path / "requeued", str(os.getpid())
-    run = {"task": "digits/Ours_LR_003", "Ray job": "runs/Ours_LR_000-001"}[kind]
+    run = {
+        "task": "digits/Ours_LR_003",
+        "Ray job": "digits/Custom_000-000",
+        "Ray job of a group": "runs/Custom_000-000",
+    }[kind]
     train = training(tmp_path / run / LATEST, further)
     scontrol = f'[ $1 = show ] && echo "Name=n NodeAddr=127.0.0.1 " && exit\necho "$@" >"{requeued}"; kill -TERM 0'
     script(tmp_path / "tools" / "scontrol", scontrol)  # it ends all of the job, as SLURM does
@@ -205,7 +213,8 @@ def test_when_time_is_up_a_job_is_requeued_if_it_came_further(kind, further, too
         for name, content in STAND_INS.items():
             script(tmp_path / "tools" / name, content.format(python=sys.executable, training=train))
         slurm = {"SLURM_JOB_ID": number, "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n", "SLURM_CPUS_ON_NODE": "1"}
-        command = [SCRIPTS / "parallel_exec.sh", "-c", "configs/digits.yaml", "-l", str(tmp_path), "-g", "runs"]
+        command = [SCRIPTS / "parallel_exec.sh", "-c", "configs/digits.yaml", "-l", str(tmp_path)]
+        command += ["-g", "runs"] if kind == "Ray job of a group" else []
         running = job({**tools, **slurm}, tmp_path, command)
     assert struck(running, tmp_path / run / LATEST) == (-signal.SIGTERM if further else 1)
     said = (tmp_path / "said").read_text().splitlines()
