@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -26,6 +27,17 @@ STARTS = ["population.runs=2", f"population.start.lr=[{GOOD}, {BAD}]", "populati
 LEARNING = ["task.model.sizes=[64,16,10]", "task.batch_size=100", "space.lr.bounds=none"]
 CONFIG = config("report.every=1", "report.trace_every=1", *STARTS, *LEARNING)
 EACH = 3  # steps from report to report, of 18
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Logs that are opened are closed with the test, as they are at the end of a search."""
+    opened: list[Ledger] = []
+    setup = Ledger.setup
+    monkeypatch.setattr(Ledger, "setup", lambda ledger: (opened.append(ledger), setup(ledger))[1])
+    yield
+    for ledger in opened:
+        ledger.progress.close()
 
 
 class Searching:
