@@ -158,6 +158,8 @@ def _unsupported(config: Config) -> Iterator[tuple[str, str]]:
     inner, curve, members = config.inner, config.hypergradient.curvature, config.population
     if inner.rule not in PEERS:
         yield f"inner.rule = {inner.rule}", f"it differentiates no such optimizer; take {' or '.join(PEERS)}"
+    if config.parametrization != "standard":
+        yield f"parametrization = {config.parametrization}", "its learning rates are not passed on; take standard"
     if inner.dampening:
         yield f"inner.dampening = {inner.dampening}", "it is not passed on; take 0"
     if inner.compile == "on":

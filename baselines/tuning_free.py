@@ -126,6 +126,8 @@ def configured(config: Config, optimizer: str, options: Mapping[str, Any]) -> Co
     method = _method(optimizer)
     if config.hypergradient.engine != "none" or any(hyper.tune for hyper in config.space.values()):
         raise ValueError(f"{optimizer} tunes nothing, but {config.algorithm} does; name no algorithm among the configs")
+    if config.parametrization != "standard":
+        raise ValueError(f"{optimizer} has no rates for parametrization = {config.parametrization}; take standard")
     settings = _settings(method, config.inner.total_steps, options)
     betas = dict(zip(("beta1", "beta2"), settings.get("betas", ()), strict=False))
     values = {**settings, **betas}
@@ -181,7 +183,7 @@ def build(
     del compiled
     method, total = _method(optimizer), config.inner.total_steps
     settings = _settings(method, total, options)
-    constants = {name: hyper.init for name, hyper in config.space.items()}
+    constants = {name: hyper.init for name, hyper in config.space.items() if not isinstance(hyper.init, str)}
 
     def hyper(state: State) -> dict[str, Tensor]:
         estimate = state["groups"].get("d", torch.ones_like(state["groups"]["lr"]))[0]
@@ -189,7 +191,7 @@ def build(
         return {name: torch.full_like(rate, value) for name, value in constants.items()} | {"lr": rate}
 
     every = 0 if config.report.trace_every == 0 else 1
-    return plain_from_config(config, _make(method, settings, total), hyper, trace_every=every)
+    return plain_from_config(config, lambda task: _make(method, settings, total), hyper, trace_every=every)
 
 
 def _make(method: Method, settings: Settings, total: int) -> Make:

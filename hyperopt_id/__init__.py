@@ -4,7 +4,7 @@ parts = assemble(task, rule=rules.sgd(), space=Space({...}), engine=hypergrad.ne
 summary = run(parts, Plan(updates=1000))
 """
 
-from hyperopt_id import curvature, hypergrad, rules
+from hyperopt_id import curvature, hypergrad, optim, rules
 from hyperopt_id.build.assemble import Execution, assemble
 from hyperopt_id.experiment import Plan, run
 from hyperopt_id.space import IDENTITY, LOG10, LOGIT, Hyper, Space
@@ -24,6 +24,7 @@ __all__ = [
     "assemble",
     "curvature",
     "hypergrad",
+    "optim",
     "rules",
     "run",
     "supervised",

@@ -14,6 +14,7 @@ from hyperopt_id.config_schema import Config, FactorConfig, HyperConfig
 from hyperopt_id.config_task_checks import Problem
 
 AT_LEAST_ONE = (
+    "base_width",
     "inner.steps_per_update",
     "inner.steps",
     "inner.updates",
@@ -100,6 +101,12 @@ def _inner(config: Config) -> Iterator[Problem]:
 
 def _hyper(key: str, hyper: HyperConfig, samples: bool) -> Iterator[Problem]:
     init, bounds, sample = hyper.init, hyper.bounds, hyper.sample
+    if key == "space.theta":
+        yield from _theta(key, hyper)
+        return
+    if isinstance(init, str):
+        yield (f"{key}.init",), f"given {init!r} (text); allowed: a number"
+        return
     top = 1.0 if hyper.transform == "logit" else math.inf
     if hyper.transform == "logit" and not 0.0 <= init < 1.0:
         yield (f"{key}.init",), f"given {init}; allowed: 0 or more, below 1"
@@ -125,6 +132,19 @@ def _hyper(key: str, hyper: HyperConfig, samples: bool) -> Iterator[Problem]:
         )
     if sample != "none":
         yield from _sample(key, hyper, sample, samples)
+
+
+def _theta(key: str, hyper: HyperConfig) -> Iterator[Problem]:
+    """θ is a vector, which is read from somewhere, not drawn from a range."""
+    if not isinstance(hyper.init, str):
+        yield (f"{key}.init",), f"given {hyper.init}; allowed: default, a file of weights, or a repository on the hub"
+    for name in ("bounds", "sample"):
+        if getattr(hyper, name) != "none":
+            yield (f"{key}.{name}",), f"given {list(getattr(hyper, name))}; theta is a vector and has no range: none"
+    if hyper.transform != "identity":
+        yield (f"{key}.transform",), f"given {hyper.transform}; theta is a vector of any numbers: identity"
+    if "element" in hyper.tune:
+        yield (f"{key}.tune",), f"given {list(hyper.tune)}; allowed: global, for one theta, and tensor, for one each"
 
 
 def _sample(key: str, hyper: HyperConfig, sample: tuple[float, float], drawn: bool) -> Iterator[Problem]:

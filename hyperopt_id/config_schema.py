@@ -28,10 +28,11 @@ TaskName = Literal[
     "toy_ridge",
 ]
 ModelName = Literal["mlp", "cnn", "resnet18", "lstm", "transformer"]
-RuleName = Literal["sgd", "adam", "adamw"]
+RuleName = Literal["sgd", "adam", "adamw", "mulo"]
 EngineName = Literal["none", "neumann", "unroll", "one_step", "forward"]
 MetaRuleName = Literal["adam", "sgd", "geometric", "none"]
 TransformName = Literal["log10", "logit", "identity"]
+ParametrizationName = Literal["standard", "mup", "umup"]
 Granularity = Literal["global", "tensor", "element"]
 SplitName = Literal["train", "validation", "test"]
 Limits = tuple[float, float] | Literal["none"]
@@ -124,9 +125,13 @@ class InnerConfig:
 
 @dataclass(frozen=True)
 class HyperConfig:
-    """One hyperparameter. `sample` is uniform in log10 for transform log10, else in the natural value."""
+    """One hyperparameter. `sample` is uniform in log10 for transform log10, else in the natural value.
 
-    init: float
+    `init` of theta says where the learned optimizer's weights are from: default (those that the package ships, else
+    untrained ones), a file, or a repository on the Hugging Face hub.
+    """
+
+    init: float | str
     transform: TransformName
     bounds: Limits = "none"  # natural units; values are clipped to them after every hyper-update
     sample: Limits = "none"  # natural units; none: random runs start at `init`, too
@@ -140,11 +145,13 @@ HYPERPARAMETERS: dict[str, HyperConfig] = {  # defaults; lr, weight_decay, momen
     "beta1": HyperConfig(0.9, "logit", sample=(0.8, 0.95)),
     "beta2": HyperConfig(0.999, "logit", sample=(0.99, 0.9999)),
     "eps": HyperConfig(1e-8, "log10", sample=(1e-10, 1e-6)),
+    "theta": HyperConfig("default", "identity"),
 }
 RULES: dict[RuleName, tuple[str, ...]] = {
     "sgd": ("lr", "weight_decay", "momentum"),
     "adam": ("lr", "weight_decay", "beta1", "beta2", "eps"),
     "adamw": ("lr", "weight_decay", "beta1", "beta2", "eps"),
+    "mulo": ("lr", "weight_decay", "theta"),
 }
 
 
@@ -219,6 +226,8 @@ class Config:
     """A whole run. `space` holds every hyperparameter of `inner.rule` and no other, in `RULES`' order."""
 
     task: TaskConfig
+    parametrization: ParametrizationName = "standard"  # of the model, and of the rule's learning rates
+    base_width: int | None = None  # mup: the width at which learning rates are what `space` says
     algorithm: str = "Custom"
     trained_by: str | None = None  # the command that such runs are of, where it is not `train`, which then refuses them
     inner: InnerConfig = field(default_factory=InnerConfig)

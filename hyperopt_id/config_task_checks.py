@@ -8,6 +8,10 @@ from hyperopt_id.config_schema import MODELS, TOYS, Config, ModelConfig, Standar
 
 Problem = tuple[tuple[str, ...], str]
 
+PARAMETRIZED = {  # the models and rules that a parametrization is defined for
+    "mup": (("mlp", "cnn", "transformer"), ("sgd", "adam", "adamw", "mulo")),
+    "umup": (("mlp", "transformer"), ("adam", "adamw")),
+}
 TRANSFORMER = {"embedding": 64, "heads": 4}  # the model's own defaults
 
 
@@ -17,6 +21,7 @@ def problems(config: Config) -> Iterator[Problem]:
     if config.task.name == "penn_treebank":
         yield from _text(config)
     yield from _table(config)
+    yield from _parametrization(config)
     if config.draws_validation:
         yield from _validation_data(config)
 
@@ -47,6 +52,28 @@ def _model(config: Config) -> Iterator[Problem]:
         if width % heads:
             keys = ("task.model.embedding", "task.model.heads")
             yield keys, f"given {width}, which is not a multiple of task.model.heads = {heads}; change one of them"
+
+
+def _parametrization(config: Config) -> Iterator[Problem]:
+    name, base, model = config.parametrization, config.base_width, config.task.model
+    if name != "mup" and base is not None:
+        yield ("base_width", "parametrization"), f"only parametrization = mup has it, but it is {name}; set it to null"
+    if name == "standard":
+        return
+    models, rules = PARAMETRIZED[name]
+    if config.task.name in TOYS or model.name not in models:
+        what = f"task.name = {config.task.name}" if config.task.name in TOYS else f"task.model.name = {model.name}"
+        keys = ("parametrization", "task.name" if config.task.name in TOYS else "task.model.name")
+        yield keys, f"given {name}, which {what} does not have; take standard, or one of the models {', '.join(models)}"
+    if config.inner.rule not in rules:
+        text = f"given {name}, which has no factors for inner.rule = {config.inner.rule}; its rules: {', '.join(rules)}"
+        yield ("parametrization", "inner.rule"), text
+    if name == "mup" and base is None:
+        text = "missing; mup needs the width at which it is the standard parametrization, such as 64 (or 1, for mulo)"
+        yield ("base_width", "parametrization"), text
+    if model.name == "mlp" and len(model.sizes or ()) == 2:
+        keys = ("parametrization", "task.model.sizes")
+        yield keys, f"given {name}, but task.model.sizes = {_shown(model.sizes)} has no hidden layer; insert a width"
 
 
 def _toy(config: Config) -> Iterator[Problem]:

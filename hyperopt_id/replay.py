@@ -5,7 +5,8 @@ r"""Replay: plain training by `torch.optim` with the hyperparameters that a run 
 
 It starts from the same weights and sees the same batches, as functions of the run's seed, so that F = 1 repeats the
 run's trajectory, for the cost of training alone. What a replay is of, `trained_by` says in its config; the rest of that
-is the run's config without anything tuned.
+is the run's config without anything tuned. Under μP a trace has the values before the factors of module `mup`, which
+here are those of the model that is trained, so that it may be wider than the run's.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_id import launch
-from hyperopt_id.build.names import starting_values
+from hyperopt_id.build.names import build_multipliers, starting_values
 from hyperopt_id.build.plain import in_whole_reports, plain_from_config
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
-from hyperopt_id.optim.traced import Rows, Schedule, follow
+from hyperopt_id.optim.traced import Rows, Schedule, follow, scaled
 from hyperopt_id.telemetry import read_json
 from hyperopt_id.telemetry.trace import read_trace
 
 logger = logging.getLogger("hyperopt_id")
-DECIDED = ("space", "inner", "hypergradient", "meta", "population", "algorithm", "trained_by")  # by the run
+DECIDED = (  # by the run
+    *("space", "inner", "hypergradient", "meta", "population", "parametrization", "base_width"),
+    *("algorithm", "trained_by"),
+)
 
 
 class Source(NamedTuple):
@@ -150,7 +154,7 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
     options: dict[str, Any] = {"nesterov": inner.nesterov, "dampening": inner.dampening} if inner.rule == "sgd" else {}
     return plain_from_config(
         config,
-        follow(inner.rule, schedule, **options),
+        lambda task: follow(inner.rule, scaled(schedule, build_multipliers(config, task)), **options),
         lambda state: schedule.natural(int(state["step"]), state["step"].device),
         trace_every=0,
         first_step=schedule.first,

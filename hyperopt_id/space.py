@@ -2,7 +2,8 @@ r"""Hyperparameters live in an unconstrained raw space: natural = transform(sum 
 
 Raw values are a flat dict: `lr/global` (0-d, always present; it carries the initial value), and, where tuned,
 `lr/tensor/<parameter>` (0-d) and `lr/element/<parameter>` (the parameter's shape), which start at zero. Under
-\(10^r\) the natural values of several granularities therefore multiply.
+\(10^r\) the natural values of several granularities therefore multiply. A hyperparameter may be a tensor itself, as the
+weights of a learned optimizer are; its values for all parameters, or for one, have its shape then.
 """
 
 import hashlib
@@ -49,10 +50,11 @@ class Hyper:
 
     `tune` lists the granularities that are learned (empty: fixed). `bounds` clip the natural value. `sample` is the
     range of random starts: uniform in raw space under LOG10, else uniform in the natural value. Values that the
-    transform does not have, and an `init` outside `bounds`, are a ValueError.
+    transform does not have, and an `init` outside `bounds`, are a ValueError. An `init` that is a tensor is under
+    IDENTITY, without ranges, and not tuned by element.
     """
 
-    init: float
+    init: float | Tensor
     transform: Transform = IDENTITY
     bounds: tuple[float, float] | None = None
     sample: tuple[float, float] | None = None
@@ -63,11 +65,23 @@ class Hyper:
             raise ValueError(
                 f'Hyper: tune={self.tune!r}; allowed: any of {", ".join(GRANULARITIES)}, as in tune=("element",)'
             )
-        for name, limits in (("init", (self.init, self.init)), ("bounds", self.bounds), ("sample", self.sample)):
+        init = self.init
+        if isinstance(init, Tensor):
+            self._check_tensor()
+            return
+        for name, limits in (("init", (init, init)), ("bounds", self.bounds), ("sample", self.sample)):
             if limits is not None:
                 self._check(name, *limits)
-        if self.bounds is not None and not self.bounds[0] <= self.init <= self.bounds[1]:
+        if self.bounds is not None and not self.bounds[0] <= init <= self.bounds[1]:
             raise ValueError(f"Hyper: init={self.init} is outside bounds={self.bounds}; change one of them")
+
+    def _check_tensor(self) -> None:
+        ranged = self.bounds is not None or self.sample is not None
+        if self.transform is not IDENTITY or ranged or "element" in self.tune:
+            raise ValueError(
+                "Hyper: a tensor as init has transform=IDENTITY, no bounds, no sample, and tune of global and tensor "
+                f"alone; given tune={self.tune!r}, bounds={self.bounds}, sample={self.sample}"
+            )
 
     def _check(self, name: str, low: float, high: float) -> None:
         """Limits are in order and natural values of the transform; where a run may start, raw values are finite."""
@@ -89,9 +103,10 @@ class Space:
     hypers: Mapping[str, Hyper]
 
     def draw(self, seed: int) -> dict[str, float]:
-        """Random natural values. Each hyperparameter has a stream of its own, so runs of one seed share their
-        starting values whatever else the space holds or tunes."""
-        return {name: _draw(hyper, f"{seed}/{name}") for name, hyper in self.hypers.items()}
+        """Random natural values of those that are numbers. Each hyperparameter has a stream of its own, so runs of one
+        seed share their starting values whatever else the space holds or tunes."""
+        numbers = {name: hyper for name, hyper in self.hypers.items() if not isinstance(hyper.init, Tensor)}
+        return {name: _draw(hyper, f"{seed}/{name}") for name, hyper in numbers.items()}
 
     def init(self, params: Params, natural: Mapping[str, float] | None = None) -> Params:
         """Raw values for a model with these parameters, starting at `natural` (default: each `Hyper.init`)."""
@@ -99,9 +114,10 @@ class Space:
         raw = {}
         for name, hyper in self.hypers.items():
             start = hyper.init if natural is None else natural.get(name, hyper.init)
-            raw[f"{name}/global"] = like.new_tensor(hyper.transform.raw(start))
+            common = start.to(like) if isinstance(start, Tensor) else like.new_tensor(hyper.transform.raw(start))
+            raw[f"{name}/global"] = common
             if "tensor" in hyper.tune:
-                raw |= {f"{name}/tensor/{k}": like.new_zeros(()) for k in params}
+                raw |= {f"{name}/tensor/{k}": torch.zeros_like(common) for k in params}
             if "element" in hyper.tune:
                 raw |= {f"{name}/element/{k}": torch.zeros_like(p) for k, p in params.items()}
         return raw
@@ -149,6 +165,7 @@ class Space:
 
 def _draw(hyper: Hyper, stream: str) -> float:
     if hyper.sample is None:
+        assert not isinstance(hyper.init, Tensor)
         return hyper.init
     low, high = hyper.sample
     uniform = _uniform(stream)

@@ -31,7 +31,10 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noq
 
 
 def map_distinct(function: Callable[..., Tensor], *params: Params) -> Params:
-    """`map` on flat trees, with one call for entries that are the same objects (under vmap, none are)."""
+    """`map` on flat trees, with one call for entries that are the same objects (under vmap, none are). A compiler finds
+    common subexpressions itself, and a program that knows objects would hold for these alone."""
+    if torch.compiler.is_compiling():
+        return map(function, *params)
     results: dict[tuple[int, ...], Tensor] = {}
     found = {}
     for key in params[0]:

@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py                       all tables, on the CPU
     python scripts/benchmark.py step models           some of them: step, models, population, peers, memory,
-                                                      analysis
+                                                      mulo, analysis
     python scripts/benchmark.py --device cuda --json benchmark.json
 
 The contestants of a table take turns, a few hundred steps each, and the table shows medians over the rounds of
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 
 from experiments import STUDY
 from measuring import Row, compare, forget_peak, machine, markdown, peak_bytes
+from optimizers import mulo_table
 from workloads import Workload, space, stepper, write_logs
 
 from baselines import diff_through_opt
@@ -229,6 +230,7 @@ TABLES = {
     "population": population_table,
     "peers": peers_table,
     "memory": memory_table,
+    "mulo": mulo_table,
     "analysis": analysis_table,
 }
 

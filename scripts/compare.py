@@ -40,6 +40,7 @@ from hyperopt_id.analysis.load_search import Search, load_search
 from hyperopt_id.analysis.page import Code, Heading, Part, Picture, Text, page
 from hyperopt_id.analysis.tables import FORMATS
 from hyperopt_id.config_schema import Config
+from hyperopt_id.optim import mulo_weights
 from hyperopt_id.options import add_options, ended, given_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -94,7 +95,8 @@ def methods(options: argparse.Namespace) -> dict[str, Method]:
         "ScheduleFree_SGD": partial(tuning_free.search, optimizer="schedulefree_sgd"),
         "ScheduleFree_AdamW": partial(tuning_free.search, optimizer="schedulefree_adamw"),
     }
-    known = {name: Method(name, random_search.search) for name in (*tuning, "MuLO")}
+    learned = ("MuLO",) if mulo_weights.SHIPPED.is_file() else ()  # untrained, it is no optimizer
+    known = {name: Method(name, random_search.search) for name in (*tuning, *learned)}
     known |= {name: Method(arguments.PLAIN.stem, search) for name, search in plain.items()}
     return {name: method for name, method in known.items() if (CONFIGS / f"{method.config}.yaml").is_file()}
 

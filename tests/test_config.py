@@ -27,6 +27,8 @@ ALGORITHMS = {  # name -> (engine, what is tuned, T x updates on digits)
     "Ours_LR_Momentum": ("neumann", SCALARS, (10, 200)),
     "Ours_HDLR": ("neumann", SCALARS | {"lr": ("element",)}, (10, 200)),
     "Ours_Carry": ("neumann", SCALARS | {"lr": ("global", "element")}, (10, 200)),
+    "MuLO": ("none", {}, (10, 200)),
+    "Ours_MuLO": ("neumann", {"lr": ("global",), "theta": ("global",)}, (10, 200)),
     "DiffThroughOpt": ("unroll", SCALARS, (10, 200)),
     "LongDiffThroughOpt_Medium": ("unroll", SCALARS, (200, 50)),
     "LongDiffThroughOpt_Standalone": ("unroll", SCALARS, (200, 30)),
@@ -84,7 +86,7 @@ def test_algorithm(name):
     assert config.hypergradient.engine == engine
     assert {key: hyper.tune for key, hyper in config.space.items() if hyper.tune} == tuned
     assert (config.inner.steps_per_update, config.inner.total_updates) == counts
-    trains_on_all = name in ("Random", "Random_SteppedLR", "Baydin")
+    trains_on_all = name in ("Random", "Random_SteppedLR", "Baydin", "MuLO")
     assert config.task.train_on == ("train+validation" if trains_on_all else "train")
     assert config.window == (5 if name == "DiffThroughOpt" else counts[0])
     assert config.inner.reset == name.startswith(("LongDiffThroughOpt_S", "LongDiffThroughOpt_F"))

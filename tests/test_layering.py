@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a name stands for a module, for the files of a package, and for siblings NAME_*.py
     "trees files",
-    "derivatives kernels compilation",
-    "rules mup mulo space tasks",
+    "derivatives kernels compilation rules",
+    "mup mulo space tasks",  # mup and mulo make update rules
     "dynamics curvature",
     "hypergrad es",
     "population runtime meta telemetry checkpoint",

@@ -2,12 +2,14 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PIPFILE = tomllib.loads((ROOT / "Pipfile").read_text())
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENT = re.compile(r"([\w-]+)(?:\[([\w,]+)\])?(.*)")
@@ -64,3 +66,12 @@ def test_the_readme_shows_the_command(name: str):
     assert block, f"README.md needs a fenced block right after <!-- command: {name} -->"
     assert block[1].startswith("python -m pip install -c constraints.txt -e ")
     assert PIPFILE["scripts"][name] in block[1]
+
+
+def test_all_files_beside_the_modules_are_package_data():
+    """As sources of kernels, and what they include."""
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
+    beside = {path.name for path in (ROOT / "hyperopt_id").rglob("*.*") if path.is_file()}
+    beside = {name for name in beside if not name.endswith((".py", ".pyc"))}
+    assert {"mulo_cpu.cpp", "mulo_cpu_phases.h"} <= beside
+    assert [name for name in sorted(beside) if not any(fnmatch(name, pattern) for pattern in patterns)] == []

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from hyperopt_id import compilation, curvature, hypergrad, population, rules, space
+from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population, rules, space
 from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config_schema import Config, HyperConfig
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
+from hyperopt_id.mup import Multipliers, Scheme
+from hyperopt_id.optim.mulo_weights import load_weights
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.task import Task
@@ -24,7 +26,20 @@ from hyperopt_id.tasks.task import Task
 logger = logging.getLogger("hyperopt_id")
 
 TRANSFORMS = {"log10": space.LOG10, "logit": space.LOGIT, "identity": space.IDENTITY}
-RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": rules.sgd, "adam": rules.adam, "adamw": rules.adamw}
+RULES: dict[str, Callable[..., UpdateRule]] = {
+    "sgd": rules.sgd,
+    "adam": rules.adam,
+    "adamw": rules.adamw,
+    "mulo": mulo.mulo,
+}
+SCHEMES: dict[tuple[str, str], Scheme] = {  # parametrization, rule
+    ("mup", "sgd"): mup.sgd,
+    ("mup", "adam"): mup.adam,
+    ("mup", "adamw"): mup.adam,
+    ("mup", "mulo"): mup.adam,
+    ("umup", "adam"): mup.unit_adam,
+    ("umup", "adamw"): mup.unit_adam,
+}
 ENGINES: dict[str, Callable[[Config], Engine]] = {
     "none": lambda config: hypergrad.no_gradient(),
     "neumann": lambda config: hypergrad.neumann(
@@ -53,7 +68,7 @@ def from_config(
     seeds = run_seeds(config)
     chosen = engine(task) if engine is not None else ENGINES[config.hypergradient.engine](config)
     common: dict[str, Any] = {
-        "rule": build_rule(config),
+        "rule": build_rule(config, task),
         "space": build_space(config),
         "engine": chosen,
         "curvature": _curvature(config, task, chosen),
@@ -81,11 +96,22 @@ def run_seeds(config: Config) -> list[int]:
     return [config.seed + member for member in range(config.population.runs)]
 
 
-def build_rule(config: Config) -> UpdateRule:
+def build_multipliers(config: Config, task: Task) -> Multipliers:
+    """Factors of the rule's hyperparameters, by parameter of the task's model; none under the standard one."""
+    if config.parametrization == "standard":
+        return {}
+    shapes = {name: tuple(value.shape) for name, value in task.init(config.seed)[0].items()}
+    tags = mup.tags(shapes, task.roles, config.base_width or 1)
+    return mup.multipliers(tags, SCHEMES[config.parametrization, config.inner.rule])
+
+
+def build_rule(config: Config, task: Task) -> UpdateRule:
     inner = config.inner
     options = {"nesterov": inner.nesterov, "dampening": inner.dampening} if inner.rule == "sgd" else {}
     rule = RULES[inner.rule](**options)
-    return rule if inner.clip_norm is None else rules.clipped(rule, inner.clip_norm)
+    rule = rule if inner.clip_norm is None else rules.clipped(rule, inner.clip_norm)
+    multipliers = build_multipliers(config, task)
+    return mup.scaled(rule, multipliers) if multipliers else rule
 
 
 def build_space(config: Config) -> Space:
@@ -94,14 +120,18 @@ def build_space(config: Config) -> Space:
 
 def _hyper(given: HyperConfig) -> Hyper:
     bounds, sample = (None if limits == "none" else limits for limits in (given.bounds, given.sample))
-    return Hyper(given.init, TRANSFORMS[given.transform], bounds, sample, given.tune)
+    init = given.init
+    if isinstance(init, str):
+        init = load_weights(None if init == "default" else init)
+    return Hyper(init, TRANSFORMS[given.transform], bounds, sample, given.tune)
 
 
 def starting_values(config: Config) -> dict[str, list[float]]:
-    """The natural value that each member's hyperparameters start at, by name."""
-    space, draws = build_space(config), config.population.samples
-    starts = [space.draw(seed) if draws else {n: h.init for n, h in space.hypers.items()} for seed in run_seeds(config)]
-    return {name: [start[name] for start in starts] for name in space.hypers} | {
+    """The natural value that each member's hyperparameters start at, by name; of those that are numbers."""
+    inits = {name: hyper.init for name, hyper in config.space.items() if not isinstance(hyper.init, str)}
+    space, draws = Space({name: _hyper(config.space[name]) for name in inits}), config.population.samples
+    starts = [space.draw(seed) if draws else inits for seed in run_seeds(config)]
+    return {name: [start[name] for start in starts] for name in inits} | {
         name: list(values) for name, values in config.population.start.items()
     }
 

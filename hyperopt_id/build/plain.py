@@ -13,6 +13,7 @@ from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.optim.plain import Make, plain_parts
 from hyperopt_id.rules import State
+from hyperopt_id.tasks.task import Task
 
 
 def in_whole_reports(config: Config, stretch: float = 1.0) -> Config:
@@ -36,14 +37,19 @@ def _steps_between_reports(config: Config) -> int:
 
 
 def plain_from_config(
-    config: Config, make: Make, hyper: Callable[[State], dict[str, Any]], *, trace_every: int, first_step: int = 0
+    config: Config,
+    make: Callable[[Task], Make],
+    hyper: Callable[[State], dict[str, Any]],
+    *,
+    trace_every: int,
+    first_step: int = 0,
 ) -> tuple[Parts, Plan]:
-    """Parts and plan of plain training by the optimizer that `make` gives (see `optim.plain`), on batches number
-    `first_step` and after."""
+    """Parts and plan of plain training by the optimizer that `make` gives for the task (see `optim.plain`), on batches
+    number `first_step` and after."""
     task = build_task(config, pick_device(config.device))
     if config.dtype == "bfloat16":
         task = replace(task, loss=autocast(task.loss))
-    parts = plain_parts(task, make, run_seeds(config), hyper, config.inner.clip_norm)
+    parts = plain_parts(task, make(task), run_seeds(config), hyper, config.inner.clip_norm)
     draw = parts.batches
     parts = replace(parts, batches=lambda split, seeds, start, steps: draw(split, seeds, start + first_step, steps))
     return parts, replace(build_plan(config), trace_every=trace_every)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperopt_id.config_schema import MODELS, Config, ModelConfig, TaskConfig
+from hyperopt_id.config_schema import MODELS, Config, TaskConfig
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.cifar10 import cifar10
 from hyperopt_id.tasks.data import Dataset
@@ -49,7 +49,16 @@ DATASETS: dict[str, tuple[Loader, str]] = {  # with the loss they are for, unles
     "csv": (_csv, "mse"),
     **{f"uci_{name}": (partial(_uci, name), "mse") for name in SOURCES},
 }
+PARAMETRIZATIONS: dict[str, Callable[[Config], models.Parametrization]] = {
+    "mup": lambda config: models.mup(_base_width(config)),
+    "umup": lambda config: models.UNIT_SCALED,
+}
 TOYS: dict[str, Callable[..., Any]] = {"toy_quadratic": noisy_quadratic, "toy_ridge": ridge}
+
+
+def _base_width(config: Config) -> int:
+    assert config.base_width is not None
+    return config.base_width
 
 
 def build_task(config: Config, device: torch.device) -> Task:
@@ -63,7 +72,7 @@ def build_task(config: Config, device: torch.device) -> Task:
         loader, criterion = DATASETS[task.name]
         data = loader(data_root(config), task).to(device, dtype)
         batch_size = None if task.batch_size == "all" else task.batch_size
-        built = supervised(data, lambda: build_model(task.model, data), task.loss or criterion, batch_size)
+        built = supervised(data, lambda: build_model(config, data), task.loss or criterion, batch_size)
         _check_batch_size(config, built)
     if task.model.init_from is None:
         return built
@@ -81,7 +90,7 @@ def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     assert task.batch_size != "all"
     return penn_treebank(
         data_root(config),
-        lambda vocabulary: make(vocabulary, **_options(task.model)),
+        lambda vocabulary: make(vocabulary, **_options(config)),
         task.batch_size,
         validation_fraction=task.validation_fraction,
         device=device,
@@ -99,11 +108,11 @@ def _check_batch_size(config: Config, task: Task) -> None:
             )
 
 
-def build_model(model: ModelConfig, data: Dataset) -> nn.Module:
+def build_model(config: Config, data: Dataset) -> nn.Module:
     """The model a config describes, for inputs and targets as the data set has them."""
-    shape = data.inputs.shape[1:]
+    model, shape = config.task.model, data.inputs.shape[1:]
     outputs = 1 if data.targets.is_floating_point() else int(data.targets.max()) + 1
-    options = _options(model)
+    options = _options(config)
     if model.name == "mlp":
         sizes = options["sizes"]
         wide_enough = sizes[-1] == outputs if data.targets.is_floating_point() else sizes[-1] >= outputs
@@ -120,6 +129,8 @@ def build_model(model: ModelConfig, data: Dataset) -> nn.Module:
     return models.transformer(features=features, outputs=outputs, length=length, **options)
 
 
-def _options(model: ModelConfig) -> dict[str, Any]:
+def _options(config: Config) -> dict[str, Any]:
     """What the config states for the model; the rest keeps the model's own default."""
-    return {name: value for name in MODELS[model.name] if (value := getattr(model, name)) is not None}
+    model, how = config.task.model, PARAMETRIZATIONS.get(config.parametrization)
+    options = {name: value for name in MODELS[model.name] if (value := getattr(model, name)) is not None}
+    return options if how is None else options | {"parametrization": how(config)}

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperopt_id.mup import Multipliers
 from hyperopt_id.optim.plain import Make
 from hyperopt_id.trees import Params
 
@@ -69,6 +70,15 @@ class Schedule(NamedTuple):
             name: {k: value(own) for k, own in rows.items()} if isinstance(rows, Mapping) else value(rows)
             for name, rows in self.values.items()
         }
+
+
+def scaled(schedule: Schedule, multipliers: Multipliers) -> Schedule:
+    """The schedule that has those hyperparameters for every parameter by itself, times their factors."""
+    own: dict[str, Rows] = {}
+    for hyper, factors in multipliers.items():
+        rows = schedule.values[hyper]
+        own[hyper] = {k: c * (rows[k] if isinstance(rows, Mapping) else rows) for k, c in factors.items()}
+    return schedule._replace(values={**schedule.values, **own})
 
 
 def follow(rule: str, schedule: Schedule, **options: Any) -> Make:

@@ -196,7 +196,7 @@ def test_what_higher_cannot_do_is_one_line_and_leaves_nothing(tmp_path, capsys, 
 
 
 def test_every_rule_is_a_peer_or_refused():
-    assert set(config_schema.RULES) - set(diff_through_opt.PEERS) == {"adamw"}
+    assert set(config_schema.RULES) - set(diff_through_opt.PEERS) == {"adamw", "mulo"}
 
 
 def test_a_loss_without_second_derivatives_is_refused(monkeypatch):

@@ -13,16 +13,27 @@ from hyperopt_id.tasks.models import twice
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": twice.relu, "tanh": torch.tanh, "gelu": F.gelu}
 
 
-class ColumnLinear(nn.Linear):
-    """Y = W X + b for examples in columns: [inputs, B] -> [outputs, B].
+class Linear(nn.Linear):
+    """Y = a X Wᵀ + b for examples in rows, with the constant `multiplier` a (1 unless a parametrization sets it)."""
+
+    multiplier = 1.0
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
+        return super().forward(input if self.multiplier == 1.0 else self.multiplier * input)
+
+
+class ColumnLinear(Linear):
+    """Y = a W X + b for examples in columns: [inputs, B] -> [outputs, B].
 
     Where R runs share their inputs (whole-split batches), vmap makes one matrix product [R·outputs, D] [D, B] of this
     and of its derivative, where `nn.Linear` becomes R small ones; for a single run the two cost the same.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
-        weight, bias = self.weight, self.bias
-        return weight @ input if bias is None else torch.addmm(bias.unsqueeze(1), weight, input)
+        weight, bias, factor = self.weight, self.bias, self.multiplier
+        if bias is None:
+            return weight @ (input if factor == 1.0 else factor * input)
+        return torch.addmm(bias.unsqueeze(1), weight, input, alpha=factor)
 
 
 class Dropout(nn.Module):

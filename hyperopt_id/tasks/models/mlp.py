@@ -1,8 +1,8 @@
 """Multilayer perceptron.
 
-    h_0 = x,   h_i = dropout(φ(norm_i(W_i h_{i-1} + b_i))),   y = W_L h_{L-1} + b_L
+    h_0 = x,   h_i = dropout(φ(norm_i(a_i W_i h_{i-1} + b_i))),   y = a_L W_L h_{L-1} + b_L
 
-Normalization and dropout are optional.
+Normalization and dropout are optional; the constants a are 1 under the standard parametrization.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from hyperopt_id.tasks.models import twice
 from hyperopt_id.tasks.models.layers import ColumnLinear, Dropout, activation_function, roles_of
+from hyperopt_id.tasks.models.parametrization import STANDARD, Parametrization, parametrize
 
 
 class MLP(nn.Module):
     """Inputs [B, ...] (flattened to sizes[0] columns) -> outputs [B, sizes[-1]]."""
 
-    def __init__(self, sizes: Sequence[int], activation: str, batch_norm: bool, dropout: float) -> None:
+    def __init__(
+        self, sizes: Sequence[int], activation: str, batch_norm: bool, dropout: float, parametrization: Parametrization
+    ) -> None:
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(
@@ -33,6 +36,7 @@ class MLP(nn.Module):
         matrices = {f"layers.{i}.weight": "hidden" for i in range(hidden + 1)}
         matrices |= {"layers.0.weight": "input", f"layers.{hidden}.weight": "output"}
         self.roles = roles_of(self, matrices)
+        parametrize(self, self.roles, parametrization)
 
     def forward(self, inputs: Tensor) -> Tensor:
         columns = inputs.flatten(1).t()
@@ -49,7 +53,13 @@ class MLP(nn.Module):
         return columns.t()
 
 
-def mlp(sizes: Sequence[int], activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0) -> MLP:
+def mlp(
+    sizes: Sequence[int],
+    activation: str = "relu",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    parametrization: Parametrization = STANDARD,
+) -> MLP:
     """`sizes`: widths from inputs to outputs; `activation`: relu, tanh or gelu; linear layers start as in
-    `nn.Linear` and are named layers.0, layers.1, ..."""
-    return MLP(sizes, activation, batch_norm, dropout)
+    `nn.Linear`, but for what `parametrization` changes, and are named layers.0, layers.1, ..."""
+    return MLP(sizes, activation, batch_norm, dropout, parametrization)

@@ -1,9 +1,10 @@
 """Pre-norm transformer (Vaswani et al. 2017, arXiv 1706.03762; normalization before each part as in Xiong
 et al. 2020).
 
-    h ← h + W_o attention(norm(h)),   h ← h + W_2 φ(W_1 norm(h)),   attention = softmax(q kᵀ / √d) v
+    h ← h + W_o attention(norm(h)),   h ← h + W_2 φ(W_1 norm(h)),   attention = softmax(q kᵀ / s) v
 
-Attention is written out: the fused kernels have no second derivative.
+with s = √d for heads of width d under the standard parametrization. Attention is written out: the fused kernels have no
+second derivative.
 """
 
 import math
@@ -11,22 +12,32 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import Dropout, activation_function, roles_of
+from hyperopt_id.tasks.models.layers import Dropout, Linear, activation_function, roles_of
+from hyperopt_id.tasks.models.parametrization import STANDARD, Parametrization, parametrize
 
 
 class Block(nn.Module):
-    """[B, S, D] -> [B, S, D]; with `causal`, position s sees positions up to s."""
+    """[B, S, D] -> [B, S, D]; with `causal`, position s sees positions up to s. Logits are divided by `divisor`."""
 
-    def __init__(self, width: int, heads: int, hidden: int, activation: str, causal: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        activation: str,
+        causal: bool,
+        dropout: float,
+        divisor: float,
+    ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.divisor = heads, causal, divisor
         self.activation = activation_function(activation)
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
         self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -36,7 +47,7 @@ class Block(nn.Module):
     def _attention(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape
         q, k, v = self.qkv(values).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        logits = q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)
+        logits = q @ k.transpose(-2, -1) / self.divisor
         if self.causal:
             future = torch.ones(length, length, dtype=torch.bool, device=values.device).triu(1)
             logits = logits.masked_fill(future, -math.inf)
@@ -61,17 +72,20 @@ class Transformer(nn.Module):
         activation: str,
         causal: bool,
         dropout: float,
+        parametrization: Parametrization,
     ) -> None:
         super().__init__()
         self.features, self.length = features, length
-        self.embedding = nn.Linear(features, width) if features else nn.Embedding(vocabulary or 0, width)
+        self.embedding = Linear(features, width) if features else nn.Embedding(vocabulary or 0, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, causal, dropout) for _ in range(layers))
+        options = (width, heads, hidden, activation, causal, dropout, parametrization.attention(width // heads))
+        self.blocks = nn.ModuleList(Block(*options) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, outputs)
+        self.output = Linear(width, outputs)
         matrices = {name: "hidden" for name, value in self.named_parameters() if value.ndim > 1}
         matrices |= {"positions": "embedding", "embedding.weight": "input" if features else "embedding"}
         self.roles = roles_of(self, matrices | {"output.weight": "output"})
+        parametrize(self, self.roles, parametrization)
 
     def forward(self, inputs: Tensor) -> Tensor:
         pieces = inputs.reshape(len(inputs), -1, self.features) if self.features else inputs
@@ -94,11 +108,12 @@ def transformer(
     activation: str = "relu",
     causal: bool | None = None,
     dropout: float = 0.0,
+    parametrization: Parametrization = STANDARD,
 ) -> Transformer:
     """Give `vocabulary` for a language model (causal unless told otherwise) or `features`, the size of a
     piece of the input row, with `outputs` for a classifier or regression. `length`: the largest number of
     positions; `embedding`: the width D; `hidden`: the width inside a block (4 D by default);
-    `activation`: relu, tanh or gelu."""
+    `activation`: relu, tanh or gelu; `parametrization` changes how weights start, and multipliers."""
     if (vocabulary is None) == (features is None):
         raise ValueError("transformer needs exactly one of vocabulary (tokens) and features (size of an input piece)")
     if features is not None and outputs is None:
@@ -117,4 +132,5 @@ def transformer(
         activation,
         vocabulary is not None if causal is None else causal,
         dropout,
+        parametrization,
     )

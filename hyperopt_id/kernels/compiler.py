@@ -1,0 +1,154 @@
+"""A C++ or CUDA source becomes a loaded library: compiled at first use, once for a machine, into the user's cache.
+
+    CACHE/<name>-<key>-<maker>.so    key = hash(source and what it includes, flags, processor), maker = hash(compiler)
+
+CACHE is $HYPEROPT_ID_CACHE, else $XDG_CACHE_HOME/hyperopt_id, else ~/.cache/hyperopt_id. A lock lets one of several
+processes compile while the others wait. A library ends with the SHA-256 of what is before: one that does not, because
+a disk was full or a machine lost power, is made anew. Without a compiler, a library that another one has made will do.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+logger = logging.getLogger("hyperopt_id")
+CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"(.+)"', re.MULTILINE)
+_DIGEST = hashlib.sha256().digest_size
+
+
+class NoCompiler(RuntimeError):  # noqa: N818 - a state of the machine, as often as not
+    """There is no compiler, it cannot compile the source, or there is no place for the library."""
+
+
+@functools.cache
+def cpu_library(source: Path) -> ctypes.CDLL:
+    """The library of a C++ source, made with $CXX, else the first of c++, g++, clang++ that there is."""
+    return library(source, "CXX", ("c++", "g++", "clang++"), CXX_FLAGS)
+
+
+@functools.cache
+def cuda_library(source: Path, architectures: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of a CUDA source for compute capabilities, as "90", and later ones, made with $NVCC, else nvcc."""
+    return library(source, "NVCC", ("nvcc",), cuda_flags(architectures))
+
+
+def cuda_flags(architectures: Sequence[str]) -> tuple[str, ...]:
+    """What nvcc is called with: for each architecture machine code, and what drivers compile for later ones."""
+    targets = (f"-gencode=arch=compute_{number},code=[sm_{number},compute_{number}]" for number in architectures)
+    return (*NVCC_FLAGS, *targets)
+
+
+def library(source: Path, variable: str, names: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
+    """The library of a source, compiled by `find_compiler(variable, names)`, or before by any other."""
+    try:
+        return load(source, find_compiler(variable, names), flags)
+    except NoCompiler:
+        made = (path for path in cache_folder().glob(f"{_name(source, flags)}-*.so") if _is_whole(path))
+        if (path := next(made, None)) is None:
+            raise
+        return _open(path)
+
+
+def find_compiler(variable: str, names: Sequence[str]) -> str:
+    """The command that an environment variable names, else the first one on the path; NoCompiler where none is."""
+    named = os.environ.get(variable)
+    for command in [named] if named else names:
+        if shutil.which(shlex.split(command)[0]):
+            return command
+    wanted = f"{variable}={named}" if named else f"{', '.join(names)} (or set {variable})"
+    raise NoCompiler(f"no compiler found: {wanted}")
+
+
+def load(source: Path, compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """Compile unless the cache has the library, and load it."""
+    folder, maker = cache_folder(), _hash(compiler, _run(compiler, "--version").stdout)
+    path = folder / f"{_name(source, flags)}-{maker}.so"
+    if not _is_whole(path):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / f"{source.stem}.lock"):
+                if not _is_whole(path):  # another process may have made it meanwhile
+                    compile_to(path, source, compiler, flags)
+        except OSError as error:
+            wanted = "set HYPEROPT_ID_CACHE to a folder that can be written"
+            raise NoCompiler(f"no compiled kernel can be kept in {folder} ({error.strerror}): {wanted}") from error
+    return _open(path)
+
+
+def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) -> None:
+    """Compile a source into a library file, which is there only when complete."""
+    logger.info("compiling %s with %s, once", source.name, compiler)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        done = _run(compiler, *flags, str(source), "-o", str(partial))
+        if done.returncode:
+            first = next((line for line in done.stderr.splitlines() if "error:" in line), done.stderr[:200])
+            raise NoCompiler(f"{compiler} cannot compile {source.name}: {first}")
+        with open(partial, "ab") as file:
+            file.write(hashlib.sha256(partial.read_bytes()).digest())
+        partial.replace(path)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    if folder := os.environ.get("HYPEROPT_ID_CACHE"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperopt_id"
+    except RuntimeError as error:
+        raise NoCompiler("compiled kernels have no place, as there is no home folder: set HYPEROPT_ID_CACHE") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: at worst two processes compile the same
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # made on another machine, say, for another version of the C library
+        raise NoCompiler(f"the compiled kernel cannot be loaded: {error}") from error
+
+
+def _name(source: Path, flags: Sequence[str]) -> str:
+    return f"{source.stem}-{_hash(*_texts(source), *flags, platform.machine())}"
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """The source, and what it includes of our own, as often as it does."""
+    text = source.read_text()
+    yield text
+    for name in _INCLUDE.findall(text):
+        yield from _texts(source.parent / name)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _run(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C"}  # errors in English, where "error:" is found
+    return subprocess.run([*shlex.split(compiler), *arguments], capture_output=True, text=True, env=environment)

@@ -1,0 +1,178 @@
+"""What the host does for the learned optimizer's step on a CUDA device: `mulo_cuda.cu` has the kernels.
+
+They read two tables in the device's memory: one that follows from the shapes and says which task belongs to which
+tensor, and one of pointers. A table is uploaded when what it says has changed and not otherwise, so that a step is
+launches alone. A CUDA graph keeps the tables and the workspace that it was captured with.
+"""
+
+import ctypes
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hyperopt_id.kernels import compiler
+from hyperopt_id.kernels.layout import TYPES, geometry
+
+SOURCE = Path(__file__).with_name("mulo_cuda.cu")
+PRECISION: Literal["float16", "split_float16"] = "float16"  # of the operands of the network's products
+SMALL = 1 << 16  # numbers of a tensor for which operands are split in any case: little work, and no errors average out
+KEPT = 32  # plans and tables of pointers, at most
+
+Kept = TypeVar("Kept")
+Integers = ctypes.Array[ctypes.c_int64]
+Upload = Callable[[Integers], Tensor]
+
+
+class Plan(NamedTuple):
+    """What belongs to the shapes of a list of tensors; the workspace is used by no other list."""
+
+    sizes: Integers
+    table: Tensor
+    workspace: Tensor
+
+
+_plans: OrderedDict[tuple, Plan] = OrderedDict()
+_pointers: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+_captured: list[object] = []  # what graphs read when they are replayed
+
+
+def step(
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    square: Sequence[Tensor],
+    row: Sequence[Tensor],
+    column: Sequence[Tensor],
+    theta: Tensor,
+    rates: Tensor,
+    steps: Tensor,
+    step_multiplier: float,
+) -> None:
+    """`hyperopt_id::mulo_step` on the current stream of the device that the tensors are on."""
+    if not params:
+        return
+    with torch.cuda.device(params[0].device):
+        stream = torch.cuda.current_stream()
+        tensors = (params, gradients, momentum, square, row, column)
+        used = launch(library(), tensors, theta, rates, steps, step_multiplier, stream.cuda_stream)
+        if _capturing(theta.device):
+            _captured.append(used)
+        else:
+            for tensor in used:
+                tensor.record_stream(stream)
+
+
+def library() -> ctypes.CDLL:
+    """The kernels for the current device, compiled when they are needed for the first time."""
+    if not torch.cuda.is_available():
+        raise compiler.NoCompiler("torch sees no CUDA device")
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        raise compiler.NoCompiler(f"the CUDA kernel needs compute capability 8.0, this device has {major}.{minor}")
+    return compiler.cuda_library(SOURCE, (f"{major}{minor}",))
+
+
+def launch(
+    kernels: ctypes.CDLL,
+    tensors: Sequence[Sequence[Tensor]],
+    theta: Tensor,
+    rates: Tensor,
+    steps: Tensor,
+    step_multiplier: float,
+    stream: int,
+) -> tuple[Tensor, ...]:
+    """Enqueue one step; `tensors` are parameters, gradients and the accumulators. What must live until it is done."""
+    theta, rates, steps = (given.contiguous() for given in (theta, rates, steps))
+    assert theta.shape == (2409,)
+    assert rates.shape == (len(tensors[0]), 2)
+    assert theta.dtype == rates.dtype == steps.dtype == torch.float32
+    assert theta.device == rates.device == steps.device == tensors[0][0].device
+    upload = functools.partial(_uploaded, kernels, theta.device, stream)
+    plan, pointers = _plan(kernels, upload, tensors), _table_of_pointers(upload, tensors)
+    arrays = (plan.table, pointers, rates, theta, steps, plan.workspace)
+    failed = kernels.hyperopt_id_mulo_cuda_step(
+        ctypes.c_int64(theta.get_device()),
+        ctypes.c_int64(len(tensors[0])),
+        *(ctypes.c_void_p(array.data_ptr()) for array in arrays),
+        plan.sizes,
+        ctypes.c_float(step_multiplier),
+        ctypes.c_void_p(stream),
+    )
+    _raise_if(failed)
+    return arrays
+
+
+def _plan(kernels: ctypes.CDLL, upload: Upload, tensors: Sequence[Sequence[Tensor]]) -> Plan:
+    params, gradients, momentum = tensors[:3]
+    shapes = [(tuple(p.shape), p.stride(), p.dtype, g.dtype) for p, g in zip(params, gradients, strict=True)]
+    split_below = SMALL if PRECISION == "float16" else 1 << 62
+    key = (split_below, *(leaf.data_ptr() for leaf in momentum), *shapes)
+
+    def make() -> Plan:
+        sizes, table = _tasks(kernels, shapes, split_below)
+        return Plan(sizes, upload(table), torch.empty(sizes[1], device=params[0].device))
+
+    return _kept(_plans, key, make, params[0].device)
+
+
+def _tasks(kernels: ctypes.CDLL, shapes: Sequence[tuple], split_below: int) -> tuple[Integers, Integers]:
+    """Sizes (of table and workspace, then tasks by phase) and the table itself, for tensors of these shapes."""
+    rows = []
+    for shape, stride, param_type, gradient_type in shapes:
+        found = geometry(shape, stride)
+        assert found is not None, f"a tensor with holes: shape {shape}, strides {stride}"
+        rows += [*found, len(shape) < 2 or 0 in shape, TYPES[param_type], TYPES[gradient_type]]
+    given, sizes = (ctypes.c_int64 * len(rows))(*rows), (ctypes.c_int64 * 8)()
+    arguments = ctypes.c_int64(len(shapes)), given, ctypes.c_int64(split_below)
+    kernels.hyperopt_id_mulo_cuda_plan(*arguments, None, sizes)
+    table = (ctypes.c_int64 * sizes[0])()
+    kernels.hyperopt_id_mulo_cuda_plan(*arguments, table, sizes)
+    return sizes, table
+
+
+def _table_of_pointers(upload: Upload, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
+    key = tuple(leaf.data_ptr() for leaves in zip(*tensors, strict=True) for leaf in leaves)
+    return _kept(_pointers, key, lambda: upload((ctypes.c_int64 * len(key))(*key)), tensors[0][0].device)
+
+
+def _uploaded(kernels: ctypes.CDLL, device: torch.device, stream: int, integers: Integers) -> Tensor:
+    """From pinned memory; under capture, when that cannot be had, by launches that carry them."""
+    if device.type == "cuda" and not _capturing(device):
+        return torch.frombuffer(integers, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+    table = torch.empty(len(integers), dtype=torch.int64, device=device)
+    failed = kernels.hyperopt_id_mulo_cuda_write(
+        ctypes.c_int64(table.get_device()),
+        ctypes.c_void_p(table.data_ptr()),
+        integers,
+        ctypes.c_int64(len(integers)),
+        ctypes.c_void_p(stream),
+    )
+    _raise_if(failed)
+    return table
+
+
+def _raise_if(failed: int) -> None:
+    if failed:
+        raise RuntimeError(f"a CUDA kernel of the learned optimizer could not be launched: CUDA error {failed}")
+
+
+def _kept(found: OrderedDict[Any, Kept], key: tuple, make: Callable[[], Kept], device: torch.device) -> Kept:
+    """The entry of a key, made where there is none. One made under capture is the graph's: nothing is in it so far."""
+    if key not in found:
+        made = make()
+        if _capturing(device):
+            return made
+        found[key] = made
+    found.move_to_end(key)
+    if len(found) > KEPT:
+        found.popitem(last=False)
+    return found[key]
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,87 @@
+"""How parameters take a step of the learned optimizer in place: all together by a kernel, or each by the rule.
+
+What a parameter carries from step to step are the accumulators of `hyperopt_id.mulo`, float32 at least, in the order of
+memory of the parameter, and `step`, a count that parameters of one age and device share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import mulo
+from hyperopt_id.kernels import layout
+from hyperopt_id.kernels import mulo as kernels
+from hyperopt_id.mulo import Accumulators
+
+
+class Leaf(NamedTuple):
+    """What one parameter brings to a step."""
+
+    param: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    rate: tuple[float, float]  # learning rate; weight decay
+
+
+def accumulators(param: Tensor) -> dict[str, Tensor]:
+    """Zeros, in the parameter's order of memory."""
+    param, dtype = param.reshape(tuple(param.shape) or 1), torch.promote_types(param.dtype, torch.float32)
+    found = {}
+    for name, value in mulo.start(param.to("meta"))._asdict().items():
+        leading = value.ndim - param.ndim
+        found[name] = layout.zeros(param, value.shape[:leading], value.shape[leading:], dtype)
+    return found
+
+
+def by_rule(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> None:
+    rule = mulo.mulo(step_multiplier=step_multiplier)
+    for param, gradient, state, rate in leaves:
+        dtype = state["square"].dtype
+        before = {name: {"": state[name]} for name in Accumulators._fields} | {"step": state["step"].to(dtype)}
+        hyper = {"theta": {"": theta.to(dtype)}}
+        hyper |= {name: {"": theta.new_tensor(x, dtype=dtype)} for name, x in zip(("lr", "weight_decay"), rate)}
+        moved, after = rule.update({"": param.to(dtype)}, {"": gradient.to(dtype)}, before, hyper)
+        param.copy_(moved[""])
+        for name in Accumulators._fields:
+            state[name].copy_(after[name][""])
+
+
+def by_kernel(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> None:
+    dense = [_dense(leaf) for leaf in leaves]
+    params, gradients = [leaf.param for leaf in dense], [leaf.gradient for leaf in dense]
+    states = ([leaf.state[name] for leaf in dense] for name in Accumulators._fields)
+    rates = _rates(tuple(leaf.rate for leaf in leaves), theta.device)
+    kernels.mulo_step(params, gradients, *states, theta, rates, leaves[0].state["step"], step_multiplier)
+    for leaf, same in zip(leaves, dense):
+        if same.param is not leaf.param:
+            leaf.param.copy_(same.param)
+
+
+@lru_cache(maxsize=64)
+def placed(theta: Tensor, version: int, device: torch.device) -> Tensor:
+    """θ on a device; `version` counts its changes in place."""
+    del version
+    return theta.to(device, torch.float32)
+
+
+def _dense(leaf: Leaf) -> Leaf:
+    """The leaf with parameter, gradient and accumulators in one order of memory without holes: itself, if they are."""
+    param, gradient, state, rate = leaf
+    if layout.geometry(param.shape, param.stride()) is None:
+        param = param.contiguous()
+    if not layout.alike(gradient, param):
+        gradient = torch.empty_like(param, dtype=gradient.dtype).copy_(gradient)
+    if param.ndim and not layout.alike(state["square"], param):  # the module has been laid out anew
+        for name, value in accumulators(param).items():
+            state[name] = value.copy_(state[name])
+    return Leaf(param, gradient, state, rate)
+
+
+@lru_cache(maxsize=256)
+def _rates(rates: tuple[tuple[float, float], ...], device: torch.device) -> Tensor:
+    return torch.tensor(rates, device=device)

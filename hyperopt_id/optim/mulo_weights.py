@@ -1,0 +1,192 @@
+"""θ of the learned optimizer from and to the files that it is kept in.
+
+    network.{input.weight [32, 39], linear_0.weight [32, 32], output.weight [2, 32], and .bias of each}
+    decays.{momentum [3], rms [1], adafactor [3]}
+
+are the names of our safetensors files; those of other projects lack the decays (the hub's `btherien/mulo`), or are
+pickled dictionaries {"state_dict": ..., "decays": ...} whose decays end in `_decays`. Weights are of `torch.nn.Linear`,
+so θ holds their transposes. Checkpoints of a run that has learned θ have it as the raw value `theta/global`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import checkpoint, mulo
+from hyperopt_id.mulo import LAYOUT, SIZE, Theta
+
+logger = logging.getLogger("hyperopt_id")
+SHIPPED = Path(__file__).with_name("mulo.safetensors")  # meta-trained weights, where the package has them
+Weights = None | str | Path | Tensor | Mapping[str, Any] | Theta
+
+NAMES = {
+    "w0": "network.input.weight",
+    "b0": "network.input.bias",
+    "w1": "network.linear_0.weight",
+    "b1": "network.linear_0.bias",
+    "w2": "network.output.weight",
+    "b2": "network.output.bias",
+    "momentum": "decays.momentum",
+    "square": "decays.rms",
+    "factored": "decays.adafactor",
+}
+# The offsets that belong to weights whose published file does not hold them, by the repository on the hub.
+DECAYS = {
+    "btherien/mulo": {
+        "decays.momentum": [0.15216392, 0.14245212, 0.06812963],
+        "decays.rms": [0.01079706],
+        "decays.adafactor": [0.18621896, -0.10864615, -0.06185547],
+    }
+}
+UNTRAINED = (
+    "MuLO: these weights are untrained, they move parameters at random; give trained ones, as in "
+    "MuLO(params, weights='btherien/mulo') or weights='theta.safetensors'"
+)
+
+
+def load_weights(weights: Weights) -> Tensor:
+    """θ [2409], float32, on the CPU, from what `MuLO` takes as `weights`; a ValueError says what is wrong with them.
+
+    None is θ as meta-training starts it, with a warning. A path is a safetensors file, a file of `torch.save` (read
+    without running code), a folder with `model.safetensors`, or the folder of a run or of its checkpoints; another
+    string is a repository on the Hugging Face hub.
+    """
+    if weights is None:
+        logger.warning(UNTRAINED)
+        return mulo.untrained()
+    if isinstance(weights, Tensor):
+        return _vector(weights, "the tensor given")
+    if isinstance(weights, Theta):
+        return _from_mapping(weights._asdict(), "θ")
+    if isinstance(weights, Mapping):
+        return _from_mapping(weights, "the dictionary given")
+    path = Path(weights)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    if isinstance(weights, str) and weights.count("/") == 1 and not path.suffix:
+        return _from_hub(weights)
+    raise ValueError(
+        f"weights={str(weights)!r}: there is no such file; give a safetensors file, a folder with model.safetensors, a "
+        "repository on the Hugging Face hub such as btherien/mulo, or a tensor"
+    )
+
+
+def save_weights(theta: Tensor, path: str | Path) -> None:
+    """Write θ as a safetensors file that `load_weights` reads; others read the network from it, too."""
+    parts = mulo.unpack(theta.detach().float().cpu())._asdict()
+    tensors = {NAMES[part]: (value.mT if _is_matrix(part) else value).contiguous() for part, value in parts.items()}
+    _package("safetensors.torch").save_file(tensors, str(path))
+
+
+def _from_folder(path: Path) -> Tensor:
+    if (path / "model.safetensors").is_file():
+        return _from_file(path / "model.safetensors")
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return _from_run(checkpoint.load(checkpoints)[0], str(path))
+
+
+def _from_file(path: Path) -> Tensor:
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = _package("safetensors.torch").load_file(str(path))
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except Exception as error:  # of many kinds, some of many lines
+        raise ValueError(f"{path} cannot be read as a safetensors file or one of torch.save: give another") from error
+    if isinstance(found, Tensor):
+        return _vector(found, str(path))
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} holds a {type(found).__name__}; needed: a tensor [{SIZE}] or a dictionary of tensors")
+    return _from_run(found["tree"], str(path)) if "tree" in found else _from_mapping(found, str(path))
+
+
+def _from_hub(repository: str) -> Tensor:
+    hub = _package("huggingface_hub")
+    try:
+        path = hub.hf_hub_download(repository, "model.safetensors")
+    except Exception as error:  # of many kinds: no network, no such repository, no access
+        raise ValueError(
+            f"the weights {repository} are not at hand, and the Hugging Face hub does not give them "
+            f"({type(error).__name__}): download model.safetensors from huggingface.co/{repository} elsewhere, and "
+            "give its path"
+        ) from error
+    tensors = _package("safetensors.torch").load_file(path)
+    return _from_mapping(DECAYS.get(repository, {}) | tensors, repository)
+
+
+def _from_run(tree: Any, where: str) -> Tensor:
+    found = list(_values(tree, "theta/global"))
+    if len(found) != 1 or found[0].numel() != SIZE:
+        runs = sum(value.numel() // SIZE for value in found)
+        raise ValueError(f"{where} is the checkpoint of a run with {runs} θ; needed: one run whose rule is mulo")
+    return _vector(found[0].reshape(-1), where)
+
+
+def _values(tree: Any, name: str) -> Iterator[Tensor]:
+    """What a tree has under a name, at any depth."""
+    for key, branch in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        if key == name:
+            yield branch
+        elif isinstance(branch, Mapping | list | tuple):
+            yield from _values(branch, name)
+
+
+def _from_mapping(found: Mapping[str, Any], where: str) -> Tensor:
+    """A dictionary of parts of θ by our names, by those of the files, or as other projects pickle it."""
+    if set(LAYOUT) <= set(found):
+        return _packed(found, {part: part for part in LAYOUT}, where)
+    if "state_dict" in found:
+        offsets = {f"decays.{name.removesuffix('_decays')}": value for name, value in found.get("decays", {}).items()}
+        found = offsets | dict(found["state_dict"])
+    known = ("network.", "decays.")
+    return _packed({n if n.startswith(known) else f"network.{n}": x for n, x in found.items()}, NAMES, where)
+
+
+def _packed(found: Mapping[str, Any], names: Mapping[str, str], where: str) -> Tensor:
+    """θ from tensors by name; `names` says which part is called what."""
+    if missing := [name for name in names.values() if name not in found]:
+        network_alone = all(name.startswith("decays.") for name in missing)
+        cure = "; it holds the network alone: give weights={'state_dict': ..., 'decays': {'momentum': [...], ...}}"
+        raise ValueError(f"{where} has no {', '.join(missing)}{cure if network_alone else ''}")
+    if more := set(found) - set(names.values()):
+        raise ValueError(f"{where} has {min(more)}, too, which the network 39-32-32-2 does not have: give another")
+    parts = {}
+    for part, shape in LAYOUT.items():
+        transposed = names is NAMES and _is_matrix(part)
+        value = torch.as_tensor(found[names[part]]).detach().float().cpu()
+        needed = list(shape[::-1] if transposed else shape)
+        if list(value.shape) != needed:
+            raise ValueError(f"{where}: {names[part]} has shape {list(value.shape)}, needed: {needed}")
+        parts[part] = value.mT if transposed else value
+    return mulo.pack(Theta(**parts))
+
+
+def _is_matrix(part: str) -> bool:
+    """θ has these as [inputs, outputs], a linear module as [outputs, inputs]."""
+    return len(LAYOUT[part]) == 2
+
+
+def _vector(theta: Tensor, where: str) -> Tensor:
+    if tuple(theta.shape) != (SIZE,):
+        raise ValueError(f"{where} has shape {list(theta.shape)}, needed: [{SIZE}], the whole of θ in one vector")
+    return theta.detach().float().cpu().clone()
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        needed = name.split(".")[0]
+        raise ValueError(f"these weights need the package {needed}: python -m pip install {needed}") from error

@@ -1,0 +1,204 @@
+"""Every form that weights of the learned optimizer come in gives the same θ; what does not fit says what was needed."""
+
+import logging
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from laws import assert_identical
+from mulo_cases import random_theta
+
+from hyperopt_id import checkpoint, mulo
+from hyperopt_id.optim.mulo_weights import DECAYS, NAMES, load_weights, save_weights
+
+THETA = random_theta()
+PARTS = mulo.unpack(THETA)
+NETWORK = {  # as `state_dict` of three linear modules has it
+    name: getattr(PARTS, part).mT.contiguous() if part.startswith("w") else getattr(PARTS, part)
+    for part, name in NAMES.items()
+    if name.startswith("network.")
+}
+OFFSETS = {"momentum": PARTS.momentum.tolist(), "rms": PARTS.square.tolist(), "adafactor": PARTS.factored.tolist()}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        THETA,
+        THETA.double().requires_grad_(),
+        PARTS,
+        PARTS._asdict(),
+        {name: part.numpy() for name, part in PARTS._asdict().items()},
+        NETWORK | {f"decays.{name}": torch.tensor(offset) for name, offset in OFFSETS.items()},
+        {"state_dict": NETWORK, "decays": OFFSETS},
+        {"state_dict": NETWORK, "decays": {f"{name}_decays": torch.tensor(x) for name, x in OFFSETS.items()}},
+        {"state_dict": {n.removeprefix("network."): x for n, x in NETWORK.items()}, "decays": OFFSETS},
+    ],
+    ids=["vector", "double", "Theta", "parts", "arrays", "names of files", "pickled", "pickled, long names", "module"],
+)
+def test_forms_in_memory(given):
+    found = load_weights(given)
+    torch.testing.assert_close(found, THETA, rtol=1e-7, atol=0.0)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+
+
+def test_what_is_loaded_is_a_copy():
+    given = THETA.clone()
+    found = load_weights(given)
+    given += 1.0
+    assert_identical(found, THETA)
+
+
+@pytest.mark.parametrize("content", [THETA, PARTS._asdict(), {"state_dict": NETWORK, "decays": OFFSETS}])
+@pytest.mark.parametrize("as_text", [False, True], ids=["path", "string"])
+def test_files_of_torch_save(content, as_text, tmp_path):
+    path = tmp_path / "theta.pt"
+    torch.save(content, path)
+    torch.testing.assert_close(load_weights(str(path) if as_text else path), THETA, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("which", ["run", "folder", "file"])
+def test_checkpoints_of_a_run_that_has_learned_theta(which, tmp_path):
+    for step, factor in ((10, 0.0), (20, 1.0)):
+        tree = {"chunks": [{"raw": {"theta/global": factor * THETA[None]}, "other": (torch.zeros(2), 3)}]}
+        path = checkpoint.save(tmp_path / "run" / "checkpoints", tree, step, keep=2)
+    places = {"run": tmp_path / "run", "folder": tmp_path / "run" / "checkpoints", "file": path}
+    assert_identical(load_weights(places[which]), THETA)
+
+
+def test_checkpoints_of_several_runs_are_not_one_theta(tmp_path):
+    for chunks, runs in (([{"raw": {"theta/global": torch.stack([THETA] * 3)}}], 3), ([{"raw": {}}], 0)):
+        checkpoint.save(tmp_path, {"chunks": chunks}, 1, keep=1)
+        with pytest.raises(ValueError, match=f"a run with {runs} θ; needed: one run whose rule is mulo"):
+            load_weights(tmp_path)
+
+
+def test_safetensors_round_trip(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the package safetensors (extra: hub)")
+    save_weights(THETA.clone().requires_grad_(), tmp_path / "model.safetensors")
+    for place in (tmp_path / "model.safetensors", str(tmp_path / "model.safetensors"), tmp_path):
+        assert_identical(load_weights(place), THETA)
+    from safetensors.torch import load_file, save_file
+
+    found = load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "network.input.weight": (32, 39),
+        "network.input.bias": (32,),
+        "network.linear_0.weight": (32, 32),
+        "network.linear_0.bias": (32,),
+        "network.output.weight": (2, 32),
+        "network.output.bias": (2,),
+        "decays.momentum": (3,),
+        "decays.rms": (1,),
+        "decays.adafactor": (3,),
+    }
+    save_file({name: value for name, value in found.items() if "network" in name}, tmp_path / "network.safetensors")
+    with pytest.raises(ValueError, match="it holds the network alone"):
+        load_weights(tmp_path / "network.safetensors")
+
+
+def fake_hub(monkeypatch, download):
+    """The two packages that the hub needs, without a network."""
+    hub, package, module = (types.ModuleType(n) for n in ("huggingface_hub", "safetensors", "safetensors.torch"))
+    hub.hf_hub_download = download
+    module.load_file = lambda path: NETWORK
+    for found in (hub, package, module):
+        monkeypatch.setitem(sys.modules, found.__name__, found)
+
+
+def test_a_repository_of_the_hub_brings_the_decays_that_belong_to_it(monkeypatch):
+    def download(repository, name):
+        assert (repository, name) == ("btherien/mulo", "model.safetensors")
+        return "where it is kept"
+
+    fake_hub(monkeypatch, download)
+    found = mulo.unpack(load_weights("btherien/mulo"))
+    assert_identical(found[:6], PARTS[:6])
+    offsets = [torch.tensor(value) for value in DECAYS["btherien/mulo"].values()]
+    assert_identical(list(found[6:]), offsets)
+
+
+def test_offline_the_hub_says_what_to_do(monkeypatch):
+    def download(repository, name):
+        raise OSError("We couldn't connect\nto the hub")
+
+    fake_hub(monkeypatch, download)
+    with pytest.raises(ValueError, match=r"download model\.safetensors from") as raised:
+        load_weights("btherien/mulo")
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="python -m pip install huggingface_hub"):
+        load_weights("btherien/mulo")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match="python -m pip install safetensors"):
+        save_weights(THETA, tmp_path / "x.safetensors")
+
+
+def test_no_weights_are_untrained_ones_and_say_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert_identical(load_weights(None), mulo.untrained())
+    (record,) = caplog.records
+    assert "untrained" in record.message
+    assert "weights='btherien/mulo'" in record.message
+
+
+def without(tree, name):
+    return {key: value for key, value in tree.items() if key != name}
+
+
+WHOLE = NETWORK | {f"decays.{name}": torch.tensor(offset) for name, offset in OFFSETS.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(2402), r"the tensor given has shape \[2402\], needed: \[2409\]"),
+        (PARTS._replace(w1=torch.zeros(32, 16)), r"θ: w1 has shape \[32, 16\], needed: \[32, 32\]"),
+        (
+            PARTS._asdict() | {"w0": torch.zeros(32, 39)},
+            r"dictionary given: w0 has shape \[32, 39\], needed: \[39, 32\]",
+        ),
+        (
+            WHOLE | {"network.input.weight": torch.zeros(32, 40)},
+            r"input.weight has shape \[32, 40\], needed: \[32, 39\]",
+        ),
+        (WHOLE | {"decays.rms": torch.zeros(2)}, r"decays.rms has shape \[2\], needed: \[1\]"),
+        (without(WHOLE, "network.output.bias"), "the dictionary given has no network.output.bias"),
+        (NETWORK, r"has no decays.momentum, decays.rms, decays.adafactor; it holds the network alone: give weights="),
+        ({"state_dict": NETWORK, "decays": without(OFFSETS, "rms")}, "has no decays.rms; it holds the network alone"),
+        (WHOLE | {"network.linear_1.weight": torch.zeros(32, 32)}, "has network.linear_1.weight, too"),
+        ({}, "has no network.input.weight, network.input.bias"),
+        ("nowhere.safetensors", "weights='nowhere.safetensors': there is no such file"),
+        ("a/b/c", "weights='a/b/c': there is no such file"),
+    ],
+)
+def test_what_does_not_fit_says_what_was_needed(given, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        load_weights(given)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.pt", b"no archive"), ("a.safetensors", b"\0" * 40), ("b.pt", b"")])
+def test_files_that_are_damaged_say_so(name, content, tmp_path):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors", reason="needs the package safetensors (extra: hub)")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read") as raised:
+        load_weights(tmp_path / name)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_do_not_run_code(tmp_path):
+    path = tmp_path / "theta.pt"
+    torch.save({"w0": np.random.default_rng}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"holds a list; needed: a tensor \[2409\] or a dictionary"):
+        load_weights(path)

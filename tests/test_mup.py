@@ -1,0 +1,290 @@
+"""μP and u-μP as factors: the table of the schemes, tags, and the laws of scaled rules, which every engine can tune."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import (
+    BATCHES,
+    GRANULARITIES,
+    LIFTS,
+    RULES,
+    TARGET,
+    assert_close,
+    assert_identical,
+    differences,
+    directions,
+    dynamics,
+    initial,
+    penalized,
+    random,
+    raw_values,
+    space,
+    step,
+    trained,
+)
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from hyperopt_id import hypergrad, mup, population, rules, trees
+from hyperopt_id.mup import Tag
+from hyperopt_id.tasks import models
+from hyperopt_id.tasks.models import STANDARD
+from hyperopt_id.trees import Params
+
+FACTORS = {"layer.weight": 0.25, "layer.bias": 3.0, "unused": 1.0}
+MULTIPLIERS = {"lr": FACTORS, "weight_decay": {k: 1.0 / c for k, c in FACTORS.items()}}
+SOME = ("sgd", "nesterov", "adamw", "clipped adam")  # of the rules
+ENGINES = {
+    "neumann": hypergrad.neumann(3),
+    "neumann, carried": hypergrad.neumann(3, carry_state=True),
+    "one_step": hypergrad.one_step(),
+    "unroll": hypergrad.unroll(3),
+    "forward": hypergrad.forward(3),
+}
+
+# Schemes
+
+M, N = 16.0, 4.0  # width multipliers, fan-out and fan-in
+SCHEMES = {"adam": mup.adam, "sgd": mup.sgd, "unit_adam": mup.unit_adam, "unit_sgd": mup.unit_sgd}
+TABLE = {  # tag -> factors by the schemes above
+    "hidden": (Tag("hidden", (32, 8), (M, N)), (1 / N, M / N, 8**-0.5, 8**0.5)),
+    "hidden, convolution": (Tag("hidden", (32, 8, 3), (M, N, None)), (1 / N, M / N, 24**-0.5, 24**0.5)),
+    "hidden, in a stack": (Tag("hidden", (32, 8), (M, N), 9), (1 / N, M / N, 8**-0.5 / 3, 8**0.5 / 3)),
+    "input": (Tag("input", (32, 5), (M, None)), (1, M, 5**-0.5, 5**0.5)),
+    "embedding": (Tag("embedding", (5, 32), (None, M)), (1, M, 32**-0.5, 32**0.5)),
+    "output": (Tag("output", (5, 32), (None, N)), (1, N, 1, 1)),
+    "output, in a stack": (Tag("output", (5, 32), (None, N), 4), (1, N, 0.5, 0.5)),
+    "bias": (Tag("bias", (32,), (M,)), (1, M, 1, 32)),
+    "bias of an output": (Tag("bias", (5,), (None,)), (1, 1, 1, 5)),
+    "norm": (Tag("norm", (32,), (M,), 4), (1, M, 0.5, 16)),
+    "vector of weights": (Tag("hidden", (32,), (M,)), (1, M, 32**-0.5, 32**0.5)),
+    "nothing that grows": (Tag("hidden", (5, 7), (None, None)), (1, 1, 7**-0.5, 7**0.5)),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("case", TABLE)
+def test_the_table_of_factors(case, scheme):
+    tag, factors = TABLE[case]
+    assert SCHEMES[scheme](tag) == pytest.approx(dict(zip(SCHEMES, factors))[scheme], rel=1e-15)
+
+
+def test_the_decay_of_a_step_is_the_same_for_all_parameters():
+    tags = {case: tag for case, (tag, _) in TABLE.items()}
+    for scheme in SCHEMES.values():
+        found = mup.multipliers(tags, scheme)
+        assert {k: found["lr"][k] * found["weight_decay"][k] for k in tags} == pytest.approx(dict.fromkeys(tags, 1.0))
+        assert mup.multipliers(tags, scheme, decoupled=True) == {"lr": found["lr"]}
+
+
+# Tags
+
+MODELS = {
+    "mlp": lambda n: models.mlp([5, n, 2 * n, 3], batch_norm=n > 0),
+    "cnn": lambda n: models.cnn((1, 6, 6), (n, 2 * n), 3),
+    "transformer": lambda n: models.transformer(features=5, outputs=3, length=6, embedding=n, hidden=2 * n, heads=1),
+    "language": lambda n: models.transformer(vocabulary=11, length=6, embedding=n, hidden=2 * n, heads=1),
+    "lstm": lambda n: models.lstm(11, n, 2 * n),
+}
+
+
+def shapes(model) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_grows_by_role_is_what_grows_from_model_to_model(name):
+    small, large = MODELS[name](7), MODELS[name](14)
+    by_role = mup.tags(shapes(large), large.roles, 1)
+    by_model = mup.tags(shapes(large), large.roles, shapes(small))
+    for k in by_role:
+        grows = [width is not None for width in by_role[k].widths]
+        assert grows == [width is not None for width in by_model[k].widths], k
+        assert [w for w in by_model[k].widths if w is not None] == [2.0] * sum(grows)
+        assert [w for w in by_role[k].widths if w is not None] == [s for s, g in zip(by_role[k].shape, grows) if g]
+
+
+def test_of_base_width_1_the_factor_is_one_over_fan_in():
+    """As the learned optimizer has been trained."""
+    model = models.mlp([5, 8, 16, 3])
+    found = mup.multipliers(mup.tags(shapes(model), model.roles, 1), mup.adam)["lr"]
+    assert found == dict.fromkeys(found, 1.0) | {"layers.1.weight": 1 / 8}
+
+
+@pytest.mark.parametrize(
+    ("shape", "role", "base", "message"),
+    [
+        ((3, 2), "weight", 1, "parameter a has the role weight; give it one of input, hidden, output"),
+        ((3, 2), None, 1, "parameter a has no role; give it one of"),
+        ((3,), "hidden", 1, r"shape \[3\] has too few dimensions for the role hidden"),
+        ((3, 2), "hidden", 0, "base width 0: needed is a width of 1 or more"),
+        ((3, 2), "hidden", {"b": (1, 2)}, "the base model lacks it"),
+        ((3, 2), "hidden", {"a": (1, 2, 3)}, r"the base model has \[1, 2, 3\]; make both alike"),
+    ],
+)
+def test_tags_that_cannot_be(shape, role, base, message):
+    with pytest.raises(ValueError, match=message):
+        mup.tags({"a": shape}, {} if role is None else {"a": role}, base)
+
+
+def test_factors_that_cannot_be():
+    with pytest.raises(ValueError, match="3 dimensions of a parameter"):
+        mup.adam(Tag("hidden", (4, 4, 4), (2.0, 2.0, 2.0)))
+    with pytest.raises(ValueError, match=r"no fan-in for a weight of shape \[\]"):
+        mup.unit_adam(Tag("hidden", (), ()))
+    with pytest.raises(ValueError, match="multipliers of momentum, but the rule has lr, weight_decay, beta1"):
+        mup.scaled(rules.adam(), {"momentum": FACTORS})
+    with pytest.raises(ValueError, match=r"multipliers of lr lack the parameter layer\.bias"):
+        mup.scaled(rules.adam(), {"lr": {"layer.weight": 1.0}}).init(initial())
+
+
+# Scaled rules
+
+
+def scaled(name: str) -> rules.UpdateRule:
+    return mup.scaled(RULES[name], MULTIPLIERS)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("name", RULES)
+def test_a_scaled_rule_is_the_rule_at_scaled_values(name, granularity):
+    rule, z = RULES[name], trained(RULES[name])
+    own = space(rule, GRANULARITIES[granularity])
+    hyper = own.constrain(raw_values(own, z.params), z.params)
+    factors = {h: MULTIPLIERS.get(h, dict.fromkeys(FACTORS, 1.0)) for h in rule.hyperparameters}
+    times = {h: {k: x * factors[h][k] for k, x in values.items()} for h, values in hyper.items()}
+    assert_close(
+        scaled(name).update(z.params, initial(7), z.state, hyper),
+        rule.update(z.params, initial(7), z.state, times),
+        1e-15,
+    )
+    ones = {h: dict.fromkeys(FACTORS, 1.0) for h in MULTIPLIERS}
+    same = mup.scaled(rule, ones).update(z.params, initial(7), z.state, hyper)
+    assert_identical(same, rule.update(z.params, initial(7), z.state, hyper))
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.derivative is not None])
+def test_a_scaled_closed_form_is_that_of_the_scaled_update(name):
+    rule, z = scaled(name), trained(RULES[name])
+    hyper = {
+        h: {k: random(*p.shape, seed=20 + i).abs() for k, p in z.params.items()}
+        for i, h in enumerate(rule.hyperparameters)
+    }
+    new, pull = torch.func.vjp(lambda p, g, h: rule.update(p, g, z.state, h)[0], z.params, initial(9), hyper)
+    along, across, by_hyper = pull(trees.map(torch.ones_like, new))
+    assert rule.derivative is not None
+    point = (z.params, initial(9), z.state, hyper)
+    assert_close(rule.derivative.diagonals(*point), (along, across), 1e-14)
+    assert_close(rule.derivative.hyper(*point), by_hyper, 1e-14)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("name", SOME)
+def test_engines_differentiate_scaled_rules(name, granularity):
+    """Unrolled and forward against autograd and differences through the loop; K terms against K steps of the same."""
+    rule = scaled(name)
+    own = space(rule, GRANULARITIES[granularity])
+    z = trained(RULES[name])
+    raw = raw_values(own, z.params)
+    tuned = own.tuned(raw)
+
+    def value(learned):
+        after, everything = z, {**raw, **learned}
+        for batch in BATCHES[:3]:
+            after = step(rule, own, after, everything, batch)
+        return penalized(after.params, {}, everything, TARGET)
+
+    expected = torch.func.grad(value)(tuned)
+    for engine in (hypergrad.unroll(3), hypergrad.forward(3)):
+        found = engine.call(dynamics(rule, own), penalized, z, raw, BATCHES[:3], TARGET)
+        assert_close(found.hypergradient, expected)
+    direction = directions(tuned)
+    assert_close(trees.inner(expected, direction), differences(value, tuned, direction), 1e-7)
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("engine", ["neumann", "neumann, carried"])
+def test_the_series_of_a_scaled_rule_is_that_of_the_rule_with_values_of_its_own(engine, name):
+    """With a value for every tensor, factors are offsets of log10, so that both spaces hold the same maps."""
+    offsets = space(RULES[name], ("tensor",))
+    z = trained(RULES[name])
+    raw = offsets.init(z.params)
+    shifted = raw | {
+        f"{h}/tensor/{k}": torch.tensor(math.log10(c), dtype=torch.float64)
+        for h, factors in MULTIPLIERS.items()
+        for k, c in factors.items()
+    }
+    call = ENGINES[engine].call
+    found = call(dynamics(scaled(name), offsets), penalized_by_nothing, z, raw, BATCHES[:1], TARGET)
+    expected = call(dynamics(RULES[name], offsets), penalized_by_nothing, z, shifted, BATCHES[:1], TARGET)
+    assert_close(found.hypergradient, expected.hypergradient, 1e-12)
+    assert_close(found.z, expected.z, 1e-13)
+
+
+def penalized_by_nothing(params, buffers, raw, rows) -> Tensor:
+    return penalized(params, buffers, {}, rows)
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vmap_equals_loop(engine, name):
+    rule, call = scaled(name), ENGINES[engine].call
+    own = space(rule, GRANULARITIES["tensor" if engine == "forward" else "sum of all"])
+    members = [trained(RULES[name], seed=seed) for seed in (3, 30)]
+    raws = [raw_values(own, z.params, 11 * r) for r, z in enumerate(members)]
+    batches = BATCHES[: ENGINES[engine].window]
+    alone, together = (dynamics(rule, own, how) for how in LIFTS)
+    expected = [call(alone, penalized, z, raw, batches, TARGET) for z, raw in zip(members, raws)]
+    lifted = lambda *arguments: population.lift(penalized, "vmap")(*arguments)  # noqa: E731
+    stacked = (trees.stack(members), trees.stack(raws), [torch.stack([b] * 2) for b in batches])
+    found = call(together, lifted, *stacked, torch.stack([TARGET] * 2))
+    assert_close(tuple(found), tuple(trees.stack(expected)), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_compiled_step_holds_for_the_values_of_every_step(name):
+    """One program, which is not compiled anew when hyperparameters are other tensors."""
+    counter = CompileCounter()
+    rule, z, own = scaled(name), trained(RULES[name]), space(RULES[name], ("global",))
+    compiled = torch.compile(rule.update, backend=counter, fullgraph=True)
+    for seed in range(3):
+        hyper = own.constrain(raw_values(own, z.params, seed), z.params)
+        found = compiled(z.params, initial(7), z.state, hyper)
+        assert_close(found, rule.update(z.params, initial(7), z.state, hyper), 1e-13)
+    assert counter.frame_count == 1
+
+
+# What the factors are for
+
+
+def losses(model, rule: rules.UpdateRule, params: Params, natural: dict[str, float], steps: int) -> list[Tensor]:
+    """Of training from `params`, without a batch's randomness."""
+    hyper = {h: dict.fromkeys(params, torch.tensor(x, dtype=torch.float64)) for h, x in natural.items()}
+    inputs, targets, state, found = random(10, 6, seed=1), torch.arange(10) % 3, rule.init(params), []
+    for _ in range(steps):
+        loss = lambda w: F.cross_entropy(torch.func.functional_call(model, w, (inputs,)), targets)  # noqa: E731
+        slopes, value = torch.func.grad_and_value(loss)(params)
+        params, state = rule.update(params, slopes, state, hyper)
+        found.append(value)
+    return found
+
+
+@pytest.mark.parametrize(("rule", "decay"), [(rules.adam(), 0.0), (rules.adamw(), 0.1)], ids=["adam", "adamw"])
+def test_unit_variance_and_its_rates_are_a_change_of_units(rule, decay):
+    """With w = a W of another model, and rates a c where that has c (Adam's steps do not know the size of gradients),
+    both compute the same functions forever."""
+    torch.manual_seed(0)
+    unit, plain = (models.mlp([6, 8, 16, 3], parametrization=how).double() for how in (models.UNIT_SCALED, STANDARD))
+    rates = mup.multipliers(mup.tags(shapes(unit), unit.roles, 1), mup.unit_adam)["lr"]
+    sizes = {k: unit.get_submodule(k.rpartition(".")[0]).multiplier for k in rates if "weight" in k}
+    natural = {"lr": 0.1, "weight_decay": decay, "beta1": 0.9, "beta2": 0.99, "eps": 1e-30}
+    found = []
+    for model, size in ((unit, {}), (plain, sizes)):
+        factors = {k: c * size.get(k, 1.0) for k, c in rates.items()}
+        multipliers = {"lr": factors, "weight_decay": {k: 1.0 / c for k, c in factors.items()}}
+        params = {k: p.detach() * size.get(k, 1.0) for k, p in unit.named_parameters()}
+        found.append(losses(model, mup.scaled(rule, multipliers), params, natural, 6))
+    assert_close(*found, 1e-12)
+    assert found[0][-1] < 0.9 * found[0][0]

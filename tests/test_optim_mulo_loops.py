@@ -1,0 +1,211 @@
+"""`MuLO` in training loops of all kinds: groups, closures, schedules, mixed precision, bad gradients, more devices."""
+
+import copy
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from laws import assert_identical
+from mulo_cases import random_theta
+from mulo_training import IMPLEMENTATIONS, THETA, assert_same, loss_of, network, train
+from torch import nn
+
+from hyperopt_id import mulo
+from hyperopt_id.kernels import mulo as kernels
+from hyperopt_id.optim.mulo import MuLO
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    return request.param
+
+
+def test_groups_have_their_own_settings(impl):
+    first, second = (nn.Parameter(torch.randn(4, 5, generator=torch.Generator().manual_seed(0))) for _ in range(2))
+    other = random_theta(1)
+    optimizer = MuLO(
+        [{"params": [first]}, {"params": [second], "lr": 0.5, "weight_decay": 0.2, "theta": other}], THETA, impl
+    )
+    alone = [nn.Parameter(p.detach().clone()) for p in (first, second)]
+    apart = [MuLO(alone[:1], THETA, impl), MuLO(alone[1:], other, impl, lr=0.5, weight_decay=0.2)]
+    for p, q in zip((first, second), alone, strict=True):
+        p.grad = q.grad = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    for each in (optimizer, *apart):
+        each.step()
+    assert_identical([first, second], alone)
+    assert not torch.equal(first, second)
+
+
+def test_parameters_of_one_age_and_theta_take_one_call(monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernels, "mulo_step", lambda params, *rest: calls.append(len(params)))
+    if "cpu" not in IMPLEMENTATIONS:
+        pytest.skip("needs a C++ compiler")
+    model = network()
+    params = list(model.parameters())
+    optimizer = MuLO([{"params": params[:3]}, {"params": params[3:], "lr": 0.1}], THETA, "cpu")
+    train(model, optimizer, 1)
+    assert calls == [len(params) - 1]  # one has no gradient
+    late = nn.Parameter(torch.randn(3))
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.ones(3)
+    train(model, optimizer, 1)
+    late.grad = torch.ones(3)
+    optimizer.step()
+    assert sorted(calls[1:]) == [1, len(params) - 1, len(params) - 1]
+
+
+def test_a_parameter_counts_its_steps_from_its_first_gradient_on(impl):
+    early, late, twin = (nn.Parameter(torch.full((3,), 0.5)) for _ in range(3))
+    optimizer = MuLO([early, late], THETA, impl)
+    reference = MuLO([twin], THETA, impl)
+    for step in range(4):
+        early.grad = torch.ones(3)
+        if step >= 2:
+            late.grad, twin.grad = torch.full((3,), 0.1 * step), torch.full((3,), 0.1 * step)
+            reference.step()
+        optimizer.step()
+    assert_identical(late, twin)
+    assert [optimizer.state[p]["step"].item() for p in (early, late)] == [4.0, 2.0]
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file))
+    assert [optimizer.state[p]["step"].item() for p in (early, late)] == [4.0, 2.0]
+
+
+def test_closures_schedules_and_accumulated_gradients(impl):
+    model, other = network(), network()
+    ours, theirs = (MuLO(m.parameters(), THETA, impl, lr=2.0) for m in (model, other))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, 4)
+    for step in range(4):
+        theirs.param_groups[0]["lr"] = schedule.get_last_lr()[0]
+
+        def closure():
+            ours.zero_grad()
+            (loss_of(model, slice(0, 10)) / 2).backward()
+            (loss_of(model, slice(10, 20)) / 2).backward()
+            return loss_of(model)
+
+        expected = loss_of(model).item()
+        assert ours.step(closure).item() == expected
+        schedule.step()
+        theirs.zero_grad()
+        for rows in (slice(0, 10), slice(10, 20)):
+            (loss_of(other, rows) / 2).backward()
+        theirs.step()
+        assert step or ours.param_groups[0]["lr"] < 2.0
+    assert_same(model, other)
+
+
+def test_a_compiled_model(impl):
+    model, other = network(), network()
+    optimizer, plain = MuLO(model.parameters(), THETA, impl), MuLO(other.parameters(), THETA, impl)
+    train_one = torch.compile(lambda: loss_of(model, slice(0, 10)), backend="aot_eager")
+    for _ in range(2):
+        optimizer.zero_grad()
+        train_one().backward()
+        optimizer.step()
+        plain.zero_grad()
+        loss_of(other, slice(0, 10)).backward()
+        plain.step()
+    assert_same(model, other, 1e-6)
+
+
+def test_scaled_gradients_of_mixed_precision(impl):
+    model, other = network(), network()
+    ours, theirs = (MuLO(m.parameters(), THETA, impl, max_grad_norm=1.0) for m in (model, other))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, 1.0, float("inf")):
+        before = copy.deepcopy(model)
+        for m, optimizer in ((model, ours), (other, theirs)):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = factor * loss_of(m)
+            if m is model:
+                scaler.scale(loss).backward()
+                scaler.unscale_(ours)
+                scaler.step(ours)
+                scaler.update()
+            elif factor == 1.0:
+                loss.backward()
+                theirs.step()
+        assert_same(model, other, 1e-6)
+        assert torch.equal(model.temperature, before.temperature) == (factor != 1.0)
+    assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_gradients_that_are_no_use_leave_finite_parameters(bad, max_grad_norm, impl):
+    model = network()
+    optimizer = MuLO(model.parameters(), THETA, impl, max_grad_norm=max_grad_norm)
+    for step in range(3):
+        train(model, optimizer, 1, step)
+        model[0].weight.grad[0, 0, 0] = bad
+        model.temperature.grad.fill_(bad)
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(x.isfinite().all() for state in optimizer.state.values() for x in state.values())
+
+
+@pytest.mark.parametrize("norm", [1e-3, 1e3])
+def test_gradients_are_clipped_over_all_parameters(norm, impl):
+    model, other = network(), network()
+    ours, theirs = MuLO(model.parameters(), THETA, impl, max_grad_norm=norm), MuLO(other.parameters(), THETA, impl)
+    for m in (model, other):
+        loss_of(m).backward()
+    nn.utils.clip_grad_norm_(other.parameters(), norm)
+    ours.step()
+    theirs.step()
+    assert_same(model, other)
+
+
+def test_empty_parameters_and_parameters_that_are_added_later(impl):
+    model = network()
+    empty = nn.Parameter(torch.empty(0, 5))
+    empty.grad = torch.empty(0, 5)
+    optimizer = MuLO([empty, *model[0].parameters()], THETA, impl)
+    train(model, optimizer, 1)
+    optimizer.add_param_group({"params": model[3].parameters(), "lr": 0.1, "theta": mulo.unpack(THETA)})
+    before = model[3].weight.detach().clone()
+    train(model, optimizer, 1)
+    assert not torch.equal(model[3].weight, before)
+
+
+def test_several_devices():
+    """A device without a kernel, here one without memory, does not hinder another."""
+    here, twin = (nn.Parameter(torch.ones(4, 5)) for _ in range(2))
+    there = nn.Parameter(torch.ones(3, device="meta"))
+    optimizer, alone = MuLO([here, there], THETA), MuLO([twin], THETA)
+    for p in (here, twin, there):
+        p.grad = torch.ones_like(p)
+    for each in (optimizer, alone) * 2:
+        each.step()
+    assert_identical(here, twin)
+    assert optimizer.state[there]["momentum"].device.type == "meta"
+
+
+@pytest.mark.gpu
+def test_a_parameter_on_a_gpu_and_one_beside_it():
+    here, there = nn.Parameter(torch.ones(4, 5)), nn.Parameter(torch.ones(4, 5, device="cuda"))
+    optimizer = MuLO([here, there], THETA)
+    for _ in range(3):
+        here.grad = torch.randn(4, 5)
+        there.grad = here.grad.cuda()
+        optimizer.step()
+    torch.testing.assert_close(here, there.cpu(), rtol=1e-3, atol=1e-4)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[there]["momentum"].device.type == "cuda"
+
+
+def test_nothing_is_kept_alive():
+    model = network()
+    optimizer = MuLO(model.parameters(), THETA)
+    train(model, optimizer, 2)
+    kept = weakref.ref(model[0].weight)
+    del model, optimizer
+    gc.collect()
+    assert kept() is None
