@@ -11,6 +11,7 @@ from laws import assert_identical
 from mulo_cases import random_theta
 
 from hyperopt_id import checkpoint, mulo
+from hyperopt_id.optim import mulo_weights
 from hyperopt_id.optim.mulo_weights import DECAYS, NAMES, load_weights, save_weights
 
 THETA = random_theta()
@@ -138,6 +139,14 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ValueError, match="python -m pip install safetensors"):
         save_weights(THETA, tmp_path / "x.safetensors")
+
+
+def test_no_weights_are_those_of_the_package_where_it_has_some(tmp_path, monkeypatch, caplog):
+    theta = random_theta()
+    torch.save(theta, tmp_path / "mulo.pt")
+    monkeypatch.setattr(mulo_weights, "SHIPPED", tmp_path / "mulo.pt")
+    assert_identical(load_weights(None), theta)
+    assert not caplog.records
 
 
 def test_no_weights_are_untrained_ones_and_say_so(caplog):

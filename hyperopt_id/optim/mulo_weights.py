@@ -24,7 +24,7 @@ from hyperopt_id import checkpoint, mulo
 from hyperopt_id.mulo import LAYOUT, SIZE, Theta
 
 logger = logging.getLogger("hyperopt_id")
-SHIPPED = Path(__file__).with_name("mulo.safetensors")  # meta-trained weights, where the package has them
+SHIPPED = Path(__file__).with_name("mulo.pt")  # meta-trained weights, where the package has them
 Weights = None | str | Path | Tensor | Mapping[str, Any] | Theta
 
 NAMES = {
@@ -55,10 +55,12 @@ UNTRAINED = (
 def load_weights(weights: Weights) -> Tensor:
     """θ [2409], float32, on the CPU, from what `MuLO` takes as `weights`; a ValueError says what is wrong with them.
 
-    None is θ as meta-training starts it, with a warning. A path is a safetensors file, a file of `torch.save` (read
-    without running code), a folder with `model.safetensors`, or the folder of a run or of its checkpoints; another
-    string is a repository on the Hugging Face hub.
+    None is what the package ships, or, where that is nothing, θ as meta-training starts it, with a warning. A path is a
+    safetensors file, a file of `torch.save` (read without running code), a folder with `model.safetensors`, or the
+    folder of a run or of its checkpoints; another string is a repository on the Hugging Face hub.
     """
+    if weights is None and SHIPPED.is_file():
+        return _from_file(SHIPPED)
     if weights is None:
         logger.warning(UNTRAINED)
         return mulo.untrained()
