@@ -58,7 +58,7 @@ ALGORITHMS: dict[str, Look] = {  # in the order of tables and legends
     "ScheduleFree_SGD": Look("Schedule-Free SGD", OLIVE, DASHED, "*"),
     "ScheduleFree_AdamW": Look("Schedule-Free AdamW", OLIVE, MIXED, "H"),
     "MuLO": Look("Learned optimizer", LILAC, SOLID, "8"),
-    "Ours_MuLO": Look("Ours theta+LR", LILAC, DASHED, "h"),
+    "Ours_MuLO": Look("Ours theta+LR", LILAC, DASHED, ">"),
 }
 LONG_HORIZON = tuple(name for name in ALGORITHMS if name.startswith("LongDiffThroughOpt"))
 OTHERS = (  # of algorithms that are not in the table
