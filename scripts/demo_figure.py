@@ -120,6 +120,7 @@ def draw(directory: Path, untuned: Path | None, out: Path) -> None:
     colors: dict[str, str] = dict(zip(largest, (BLUE, ORANGE), strict=False))
     config = load([directory / "config.yaml"])
     start = config.space["lr"].init
+    assert isinstance(start, float)
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(13, 4.1), layout="constrained", width_ratios=(1.1, 1.1, 1)
