@@ -127,7 +127,8 @@ def replayed_config(source: Source, run: Path, stretch: float, overrides: Sequen
     starts = {name: values[source.member] for name, values in starting_values(before).items()}
     command = f"hyperopt-id replay {shlex.quote(str(run))} --member {source.member} --stretch {stretch}"
     fixed = [
-        *(f"space.{name}={{init: {start!r}, tune: []}}" for name, start in starts.items()),
+        *(f"space.{name}.init={start!r}" for name, start in starts.items()),
+        *(f"space.{name}.tune=[]" for name in before.space),
         *(f"{section}=null" for section in ("hypergradient", "meta", "population")),
         f"algorithm={json.dumps(f'{before.algorithm}_replay')}",
         f"trained_by={json.dumps(command)}",

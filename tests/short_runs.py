@@ -20,6 +20,7 @@ TINY = [
     "threads=1",
 ]
 TUNE = ["space.lr.tune=[global]", "space.weight_decay.tune=[global]", "space.momentum.tune=[tensor]"]
+MULO = ["inner.rule=mulo", "space.momentum=null", "space.lr.init=1.0", "space.weight_decay.init=0.01"]
 ENGINES = {
     "none": ["hypergradient.engine=none"],
     "neumann": [*TUNE, "hypergradient={engine: neumann, terms: 3}"],
@@ -32,6 +33,12 @@ ENGINES = {
     "one_step": [*TUNE, "hypergradient={engine: one_step, objective: training}"],
     "forward": [*TUNE, "hypergradient={engine: forward, window: 2}"],
     "adamw": [*TUNE[:2], "space.beta1.tune=[element]", "inner.rule=adamw", "hypergradient={engine: neumann, terms: 3}"],
+    "mulo": [
+        *MULO,
+        "space.lr.tune=[global]",
+        "space.theta.tune=[global]",
+        "hypergradient={engine: neumann, terms: 3}",
+    ],
     "schedule": [
         "space.lr.tune=[global]",
         "hypergradient.engine=none",

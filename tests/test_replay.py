@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from laws import assert_close
 from short_runs import (
     ENGINES,
+    MULO,
     POPULATIONS,
     TUNE,
     assert_same_run,
@@ -48,6 +49,9 @@ CASES = {
     "dampening": [*TUNE, NEUMANN, "inner.dampening=0.3"],
     "adam": [*ELEMENTS[:2], NEUMANN, "inner.rule=adam", "space.momentum=null"],
     "adamw": ["space.lr.tune=[element]", "space.weight_decay.tune=[element]", NEUMANN, "inner.rule=adamw"],
+    "mulo": ENGINES["mulo"],
+    "mulo, per tensor": [*MULO, NEUMANN, "space.lr.tune=[tensor]", "space.theta.tune=[global, tensor]"],
+    "mulo, per element": [*MULO, NEUMANN, "space.lr.tune=[element]", "space.weight_decay.tune=[element]"],
     "clipped": [*TUNE, NEUMANN, "inner.clip_norm=0.1"],
     "unroll": ENGINES["unroll"],
     "schedule": ENGINES["schedule"],

@@ -56,7 +56,7 @@ def by_kernel(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> 
     params, gradients = [leaf.param for leaf in dense], [leaf.gradient for leaf in dense]
     states = ([leaf.state[name] for leaf in dense] for name in Accumulators._fields)
     rates = _rates(tuple(leaf.rate for leaf in leaves), theta.device)
-    kernels.mulo_step(params, gradients, *states, theta, rates, leaves[0].state["step"], step_multiplier)
+    kernels.mulo_step(params, gradients, *states, theta.float(), rates, leaves[0].state["step"], step_multiplier)
     for leaf, same in zip(leaves, dense):
         if same.param is not leaf.param:
             leaf.param.copy_(same.param)
@@ -66,7 +66,7 @@ def by_kernel(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> 
 def placed(theta: Tensor, version: int, device: torch.device) -> Tensor:
     """θ on a device; `version` counts its changes in place."""
     del version
-    return theta.to(device, torch.float32)
+    return theta.to(device)
 
 
 def _dense(leaf: Leaf) -> Leaf:

@@ -9,7 +9,7 @@ its steps are linear in the learning rate, so that a step of rate 1 is taken and
 
 .. math:: w_{t+1} = w_t + \eta \odot (\mathrm{step}_{\eta=1}(w_t) - w_t),
 
-and weight decay is added to the gradient, or under AdamW multiplied onto the weights, before the step.
+and weight decay is added to the gradient before the step or, where it is decoupled, to the displacement.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperopt_id import mulo
 from hyperopt_id.mup import Multipliers
+from hyperopt_id.optim.mulo import MuLO
 from hyperopt_id.optim.plain import Make
 from hyperopt_id.trees import Params
 
@@ -35,9 +37,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # with settings
     "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.5),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "mulo": partial(MuLO, weights=torch.zeros(mulo.SIZE), parametrization="standard"),
 }
-
-
+DECOUPLED = ("adamw", "mulo")  # weight decay is no part of the gradient
+VECTORS = ("theta",)  # hyperparameters that are vectors themselves, with rows [rows, size], and never one per element
 NEUTRAL = {"lr": 1.0, "weight_decay": 0.0}  # of a step whose elements have each their own
 
 
@@ -82,7 +85,7 @@ def scaled(schedule: Schedule, multipliers: Multipliers) -> Schedule:
 
 
 def follow(rule: str, schedule: Schedule, **options: Any) -> Make:
-    """Makes the optimizer of `rule` ("sgd", "adam", "adamw") with the hyperparameters of the schedule; `options` are
+    """Makes the optimizer of `rule` (one of `OPTIMIZERS`) with the hyperparameters of the schedule; `options` are
     further arguments of its class. A ValueError where the schedule does not fit a model."""
 
     def make(params: Params, taken: int) -> torch.optim.Optimizer:
@@ -95,12 +98,11 @@ def follow(rule: str, schedule: Schedule, **options: Any) -> Make:
         def before(*_: Any) -> None:
             if (row := schedule.row(next(steps))) != now.row:
                 _load(rule, schedule, row, optimizer, now)
-            _prepare(rule, optimizer, now)
+            _prepare(rule, now)
 
         @torch.no_grad()
         def after(*_: Any) -> None:
-            for name, rate in now.rates.items():
-                torch.lerp(now.before[name], params[name], rate, out=params[name])
+            _finish(rule, optimizer, now)
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
@@ -111,8 +113,8 @@ def follow(rule: str, schedule: Schedule, **options: Any) -> Make:
 
 def _groups(schedule: Schedule, params: Params) -> list[list[str]]:
     """Names of the parameters that share all settings: each by itself only where something has one for each tensor."""
-    mapped = [rows for rows in schedule.values.values() if isinstance(rows, Mapping)]
-    apart = any(own.ndim == 1 for rows in mapped for own in rows.values())
+    mapped = {hyper: rows for hyper, rows in schedule.values.items() if isinstance(rows, Mapping)}
+    apart = any(not _of_elements(hyper, own) for hyper, rows in mapped.items() for own in rows.values())
     return [[name] for name in params] if apart else [list(params)]
 
 
@@ -128,51 +130,74 @@ class _Present:
     before: Params = field(default_factory=dict)
 
 
+def _of_elements(hyper: str, rows: np.ndarray) -> bool:
+    return rows.ndim > 1 and hyper not in VECTORS
+
+
 def _load(rule: str, schedule: Schedule, row: int, optimizer: torch.optim.Optimizer, now: _Present) -> None:
     """Let the values of `row` hold."""
     now.row = row
+    common = {h: _setting(rows[row]) for h, rows in schedule.values.items() if not isinstance(rows, Mapping)}
     for group, names in zip(optimizer.param_groups, now.groups, strict=True):
-        natural: dict[str, float] = {}
+        natural = dict(common)
         for hyper, rows in schedule.values.items():
-            own = rows[names[0]] if isinstance(rows, Mapping) else rows
-            natural[hyper] = float(own[row]) if own.ndim == 1 else NEUTRAL[hyper]
-            if own.ndim > 1 and isinstance(rows, Mapping):
-                elements = {name: torch.from_numpy(np.array(rows[name][row])).to(now.params[name]) for name in names}
-                (now.rates if hyper == "lr" else now.decays).update(elements)
+            if not isinstance(rows, Mapping):
+                continue
+            if not _of_elements(hyper, rows[names[0]]):
+                natural[hyper] = _setting(rows[names[0]][row])
+                continue
+            natural[hyper] = NEUTRAL[hyper]
+            elements = {name: torch.from_numpy(np.array(rows[name][row])).to(now.params[name]) for name in names}
+            (now.rates if hyper == "lr" else now.decays).update(elements)
         group.update(_settings(rule, **natural))
 
 
-def _settings(rule: str, **natural: float) -> dict[str, Any]:
+def _setting(value: np.ndarray) -> Any:
+    """A number, or a vector as a tensor."""
+    return torch.from_numpy(np.array(value)) if value.ndim else float(value)
+
+
+def _settings(rule: str, **natural: Any) -> dict[str, Any]:
     """Natural values as an optimizer names them. Momentum 0 would leave out the buffer, which a later row may need."""
+    if rule == "mulo":
+        return natural
     if rule == "sgd":
         return {**natural, "momentum": natural["momentum"] or sys.float_info.min}
     betas = {"betas": (natural.pop("beta1"), natural.pop("beta2"))}
     return {**natural, **betas}
 
 
-def _prepare(rule: str, optimizer: torch.optim.Optimizer, now: _Present) -> None:
-    """Keep the weights whose step will be scaled, and decay those whose elements decay each by itself."""
-    now.before = {name: now.params[name].clone() for name in now.rates}
-    for group, names in zip(optimizer.param_groups, now.groups, strict=True) if now.decays else ():
-        for name in names:
-            weight, decay = now.params[name], now.decays[name]
-            if rule == "adamw":
-                weight.mul_(1.0 - group["lr"] * decay)
-            else:
-                assert weight.grad is not None
-                weight.grad.addcmul_(decay, weight)
+def _prepare(rule: str, now: _Present) -> None:
+    """Keep the weights whose step will be scaled or decayed, and decay the gradients of elements."""
+    decoupled = rule in DECOUPLED
+    now.before = {name: now.params[name].clone() for name in {*now.rates, *(now.decays if decoupled else ())}}
+    for name, decay in now.decays.items() if not decoupled else ():
+        gradient = now.params[name].grad
+        assert gradient is not None
+        gradient.addcmul_(decay, now.params[name])
+
+
+def _finish(rule: str, optimizer: torch.optim.Optimizer, now: _Present) -> None:
+    """Decay the weights of elements, as they were before the step, where it is decoupled; scale the step."""
+    if now.decays and rule in DECOUPLED:
+        for group, names in zip(optimizer.param_groups, now.groups, strict=True):
+            for name in now.decays.keys() & set(names):
+                now.params[name].addcmul_(now.decays[name], now.before[name], value=-group["lr"])
+    for name, rate in now.rates.items():
+        torch.lerp(now.before[name], now.params[name], rate, out=now.params[name])
 
 
 def _check(schedule: Schedule, params: Params) -> None:
     for hyper, rows in schedule.values.items():
         for name, own in rows.items() if isinstance(rows, Mapping) else ():
-            if own.ndim > 1 and hyper not in ("lr", "weight_decay"):
+            of_elements = _of_elements(hyper, own)
+            if of_elements and hyper not in NEUTRAL:
                 raise ValueError(
                     f"the trace has {hyper} for every element, but torch.optim takes one for a tensor; replay a run "
                     "that tunes it global or per tensor"
                 )
             there = list(params[name].shape) if name in params else "no such parameter"
-            if there != list(own.shape[1:]) and (own.ndim > 1 or name not in params):
+            if there != list(own.shape[1:]) and (of_elements or name not in params):
                 raise ValueError(
                     f"the trace has {hyper} of {name} {list(own.shape[1:])}, but the model has {there}; leave "
                     "task.model as it was"
