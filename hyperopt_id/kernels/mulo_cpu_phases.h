@@ -370,11 +370,12 @@ void layer(int inputs, const float (*weight)[HIDDEN], const float (*in)[BLOCK], 
 // e^x by 2^n and a Taylor series on |r| <= ln(2)/2.
 float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded to an integer
+  const float shifted = x * 1.44269504f + 12582912.0f;  // its last bits are the integer n
+  const float n = shifted - 12582912.0f;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float sum = 1.0f / 720.0f;
   for (float next : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) sum = sum * r + next;
-  return sum * as_float(uint32_t(int32_t(n) + 127) << 23);
+  return sum * as_float((as_bits(shifted) + 127) << 23);
 }
 
 // direction · e^(0.001 magnitude) of a block, to `moves`; the first layer starts from `start` and `bias`.
@@ -385,11 +386,11 @@ void network(const Task& task, const float (*weight)[HIDDEN], int inputs, const 
   const Vector zero = {};
   alignas(64) Layer hidden;
   layer<N>(inputs, weight, task.in, start, bias, [&](int unit, int v, const Vector& sum) {
-    reinterpret_cast<Vector*>(hidden[unit])[v] = sum > zero ? sum : zero;
+    reinterpret_cast<Vector*>(hidden[unit])[v] = zero > sum ? zero : sum;  // NaN stays
   });
   Vector direction[N] = {}, magnitude[N] = {};
   layer<N>(HIDDEN, theta.w1, hidden, nullptr, theta.b1, [&](int unit, int v, const Vector& sum) {
-    const Vector rectified = sum > zero ? sum : zero;
+    const Vector rectified = zero > sum ? zero : sum;
     direction[v] += theta.w2[unit][0] * rectified;
     magnitude[v] += theta.w2[unit][1] * rectified;
   });

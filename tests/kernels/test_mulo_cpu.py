@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import assert_identical
 from mulo_cases import (
     RECORDED,
     STEPS,
@@ -178,14 +179,14 @@ def test_the_number_of_threads_does_not_change_a_bit(lanes):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_is_read_and_rounded_as_torch_does(dtype, lanes):
-    """With outputs of zero the network leaves (1 - lr · decay) · param, of all numbers that there are."""
+    """With outputs of zero the network leaves (1 - lr · decay) · param, of all finite numbers that there are."""
     parts = mulo.unpack(random_theta())
     theta = mulo.pack(parts._replace(w2=torch.zeros_like(parts.w2), b2=torch.zeros_like(parts.b2)))
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    taken = case(torch.empty(2**16, dtype=dtype))._replace(param=every.clone(), gradient=every, rate=(1.0, 0.3))
+    finite = torch.where(every.isfinite(), every, 0.0)
+    taken = case(torch.empty(2**16, dtype=dtype))._replace(param=finite.clone(), gradient=every, rate=(1.0, 0.3))
     kernel_step([taken], theta)
-    expected = ((1.0 - torch.tensor(0.3)) * every.float()).to(dtype)
-    torch.testing.assert_close(taken.param, expected, rtol=0.0, atol=0.0, equal_nan=True)
+    assert_identical(taken.param, ((1.0 - torch.tensor(0.3)) * finite.float()).to(dtype))
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (3, 4, 5), (300,), ()], ids=str)
@@ -214,6 +215,25 @@ def test_gradients_of_any_size_leave_finite_numbers(size):
                 step(after, random_theta(), n)
             assert after[0].param.isfinite().all()
             assert all(value.isfinite().all() for value in after[0].state.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["param", "rate", "w0", "b0", "w1", "b1", "w2", "b2"])
+def test_what_is_not_finite_spreads_as_it_does_by_the_rule(where, bad, lanes):
+    """A network that is broken must not go on with the units that are left."""
+    theta = random_theta()
+    given = [case(torch.empty(shape)) for shape in ((40, 50), (300,), (20, 8, 6))]
+    given += [case(torch.empty(300, dtype=dtype)) for dtype in HALF]
+    if where == "rate":
+        given = [c._replace(rate=(bad, 0.1)) for c in given]
+    for part in [c.param for c in given] if where == "param" else [getattr(mulo.unpack(theta), where, theta[:0])]:
+        part.view(-1)[:1] = bad
+    ours, theirs = copied(given), copied(given)
+    kernel_step(ours, theta)
+    rule_step(theirs, theta)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.param.isfinite(), other.param.isfinite())
+        assert bad == float("inf") or torch.equal(one.param.isnan(), other.param.isnan())
 
 
 def test_nothing_to_do_is_done():
