@@ -57,18 +57,20 @@ def library(source: Path, variable: str, names: Sequence[str], flags: Sequence[s
     try:
         return load(source, find_compiler(variable, names), flags)
     except NoCompiler:
-        made = (path for path in cache_folder().glob(f"{_name(source, flags)}-*.so") if _is_whole(path))
-        if (path := next(made, None)) is None:
-            raise
-        return _open(path)
+        with contextlib.suppress(OSError):  # of a folder that cannot be read
+            for path in cache_folder().glob(f"{_name(source, flags)}-*.so"):
+                if _is_whole(path):
+                    return _open(path)
+        raise
 
 
 def find_compiler(variable: str, names: Sequence[str]) -> str:
     """The command that an environment variable names, else the first one on the path; NoCompiler where none is."""
     named = os.environ.get(variable)
     for command in [named] if named else names:
-        if shutil.which(shlex.split(command)[0]):
-            return command
+        with contextlib.suppress(ValueError, IndexError):  # a quotation that does not end; nothing but spaces
+            if shutil.which(shlex.split(command)[0]):
+                return command
     wanted = f"{variable}={named}" if named else f"{', '.join(names)} (or set {variable})"
     raise NoCompiler(f"no compiler found: {wanted}")
 
@@ -77,15 +79,15 @@ def load(source: Path, compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
     """Compile unless the cache has the library, and load it."""
     folder, maker = cache_folder(), _hash(compiler, _run(compiler, "--version").stdout)
     path = folder / f"{_name(source, flags)}-{maker}.so"
-    if not _is_whole(path):
-        try:
+    try:
+        if not _is_whole(path):
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f"{source.stem}.lock"):
                 if not _is_whole(path):  # another process may have made it meanwhile
                     compile_to(path, source, compiler, flags)
-        except OSError as error:
-            wanted = "set HYPEROPT_ID_CACHE to a folder that can be written"
-            raise NoCompiler(f"no compiled kernel can be kept in {folder} ({error.strerror}): {wanted}") from error
+    except OSError as error:
+        wanted = "set HYPEROPT_ID_CACHE to a folder that can be written"
+        raise NoCompiler(f"no compiled kernel can be kept in {folder} ({error.strerror}): {wanted}") from error
     return _open(path)
 
 
@@ -96,7 +98,8 @@ def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) ->
         partial = Path(folder) / path.name
         done = _run(compiler, *flags, str(source), "-o", str(partial))
         if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error:" in line), done.stderr[:200])
+            lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            first = next((line for line in lines if "error:" in line), lines[0])
             raise NoCompiler(f"{compiler} cannot compile {source.name}: {first}")
         with open(partial, "ab") as file:
             file.write(hashlib.sha256(partial.read_bytes()).digest())
@@ -106,7 +109,7 @@ def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) ->
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     if folder := os.environ.get("HYPEROPT_ID_CACHE"):
-        return Path(folder)
+        return Path(folder).absolute()  # a library is looked for by its path alone where that has a slash
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperopt_id"
     except RuntimeError as error:
@@ -151,4 +154,8 @@ def _hash(*parts: str) -> str:
 
 def _run(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C"}  # errors in English, where "error:" is found
-    return subprocess.run([*shlex.split(compiler), *arguments], capture_output=True, text=True, env=environment)
+    command = [*shlex.split(compiler), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    except OSError as error:
+        raise NoCompiler(f"{compiler} cannot be run: {error.strerror}") from error

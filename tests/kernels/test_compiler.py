@@ -121,10 +121,38 @@ def test_an_error_of_the_compiler_is_one_line(source, cache):
     assert [path.name for path in cache.iterdir()] == ["answer.lock"]
 
 
-def test_a_cache_that_cannot_be_written_says_so(source, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (b"\x7fELF of another machine", "cannot be run: Exec format error"),
+        (b"#!/nowhere\n", "cannot be run: No such file or directory"),
+        (b"#!/bin/sh\nprintf 'what\\nis this\\n' >&2\nexit 1\n", "cannot compile answer.cpp: what"),
+        (b"#!/bin/sh\nprintf '\\377 error: option' >&2\nexit 1\n", "cannot compile answer.cpp: .* error: option"),
+        (b"#!/bin/sh\nkill -9 $$\n", "cannot compile answer.cpp: it ended with status -9"),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_one_line(source, tmp_path, monkeypatch, script, message):
+    path = tmp_path / "broken"
+    path.write_bytes(script)
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    with pytest.raises(NoCompiler, match=f"broken {message}") as raised:
+        library(source)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["'c++", " "])
+def test_a_command_that_is_none_is_no_compiler(command, monkeypatch):
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(NoCompiler, match=f"no compiler found: CXX={command}"):
+        compiler.find_compiler("CXX", NAMES)
+
+
+@pytest.mark.parametrize("name", ["file/cache", "long" * 100], ids=["in a file", "not to be looked at"])
+def test_a_cache_that_cannot_be_written_says_so(name, source, cache, tmp_path, monkeypatch):
     library(source)
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("HYPEROPT_ID_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HYPEROPT_ID_CACHE", str(tmp_path / name))
     with pytest.raises(NoCompiler, match="set HYPEROPT_ID_CACHE to a folder that can be written") as raised:
         library(source)
     assert "\n" not in str(raised.value)
@@ -138,6 +166,12 @@ def test_a_cache_that_is_read_only_is_read(source, cache):
         assert library(source).answer() == 42
     finally:
         cache.chmod(0o755)
+
+
+def test_the_cache_may_be_the_folder_one_is_in(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYPEROPT_ID_CACHE", ".")
+    assert library(source).answer() == 42
 
 
 def test_where_the_cache_is(monkeypatch):
