@@ -9,6 +9,7 @@ import pytest
 import torch
 from laws import assert_identical
 from mulo_cases import random_theta
+from short_runs import ENGINES, state, train
 
 from hyperopt_id import checkpoint, mulo
 from hyperopt_id.optim import mulo_weights
@@ -61,20 +62,28 @@ def test_files_of_torch_save(content, as_text, tmp_path):
     torch.testing.assert_close(load_weights(str(path) if as_text else path), THETA, rtol=1e-7, atol=0.0)
 
 
-@pytest.mark.parametrize("which", ["run", "folder", "file"])
+@pytest.mark.parametrize("which", ["run", "checkpoints", "file"])
 def test_checkpoints_of_a_run_that_has_learned_theta(which, tmp_path):
-    for step, factor in ((10, 0.0), (20, 1.0)):
-        tree = {"chunks": [{"raw": {"theta/global": factor * THETA[None]}, "other": (torch.zeros(2), 3)}]}
-        path = checkpoint.save(tmp_path / "run" / "checkpoints", tree, step, keep=2)
-    places = {"run": tmp_path / "run", "folder": tmp_path / "run" / "checkpoints", "file": path}
-    assert_identical(load_weights(places[which]), THETA)
+    run = train(tmp_path / "run", *ENGINES["mulo"])
+    place = {"run": run, "checkpoints": run / "checkpoints", "file": max((run / "checkpoints").glob("step_*.pt"))}
+    (learned,) = state(run)["run"]["raw"]["theta/global"]
+    assert_identical(load_weights(place[which]), learned)
+    assert not torch.equal(learned, mulo.untrained())
 
 
-def test_checkpoints_of_several_runs_are_not_one_theta(tmp_path):
-    for chunks, runs in (([{"raw": {"theta/global": torch.stack([THETA] * 3)}}], 3), ([{"raw": {}}], 0)):
-        checkpoint.save(tmp_path, {"chunks": chunks}, 1, keep=1)
-        with pytest.raises(ValueError, match=f"a run with {runs} θ; needed: one run whose rule is mulo"):
-            load_weights(tmp_path)
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"theta/global": torch.stack([THETA] * 3)}, "a run with 3 θ; needed: one run whose rule is mulo"),
+        ({}, "a run with 0 θ"),
+        ({"theta/global": THETA[None], "theta/tensor/bias": THETA[None]}, "has learned a θ for every tensor; needed"),
+    ],
+    ids=["population", "another rule", "per tensor"],
+)
+def test_checkpoints_without_one_theta(raw, message, tmp_path):
+    checkpoint.save(tmp_path, {"run": {"raw": raw}}, 1, keep=1)
+    with pytest.raises(ValueError, match=message):
+        load_weights(tmp_path)
 
 
 def test_safetensors_round_trip(tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,21 +128,14 @@ def _from_hub(repository: str) -> Tensor:
     return _from_mapping(DECAYS.get(repository, {}) | tensors, repository)
 
 
-def _from_run(tree: Any, where: str) -> Tensor:
-    found = list(_values(tree, "theta/global"))
-    if len(found) != 1 or found[0].numel() != SIZE:
-        runs = sum(value.numel() // SIZE for value in found)
-        raise ValueError(f"{where} is the checkpoint of a run with {runs} θ; needed: one run whose rule is mulo")
-    return _vector(found[0].reshape(-1), where)
-
-
-def _values(tree: Any, name: str) -> Iterator[Tensor]:
-    """What a tree has under a name, at any depth."""
-    for key, branch in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-        if key == name:
-            yield branch
-        elif isinstance(branch, Mapping | list | tuple):
-            yield from _values(branch, name)
+def _from_run(tree: Mapping[str, Any], where: str) -> Tensor:
+    raw = tree["run"]["raw"]
+    found = raw.get("theta/global", torch.empty(0, SIZE))
+    if len(found) != 1:
+        raise ValueError(f"{where} is the checkpoint of a run with {len(found)} θ; needed: one run whose rule is mulo")
+    if any(name.startswith("theta/tensor/") for name in raw):
+        raise ValueError(f"{where} has learned a θ for every tensor; needed: one for all, space.theta.tune=[global]")
+    return _vector(found[0], where)
 
 
 def _from_mapping(found: Mapping[str, Any], where: str) -> Tensor:
