@@ -449,7 +449,8 @@ void move(const Step& step, int64_t index, int64_t number) {
       line = block.line;
       std::memset(of_line, 0, sizeof of_line);
       for (int n = 0; n < SHARED && once; ++n) {
-        const float feature = (n < 3 ? task.w.line.mean : task.w.line.root)[n % 3 * task.w.line.count + line];
+        const float* all = n < 3 ? task.w.line.mean : task.w.line.root;
+        const float feature = all[n % 3 * task.w.line.count + line];
         for (int j = 0; j < HIDDEN; ++j) of_line[j] += feature * weight[OWN + n][j];
       }
     }
