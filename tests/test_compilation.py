@@ -129,10 +129,9 @@ def test_a_compiler_that_fails_is_replaced_by_eager_execution(failure, monkeypat
         assert "\n" not in record.getMessage()
 
 
-def digits(*overrides):
-    return load(
-        [CONFIGS / "digits.yaml", CONFIGS / "Ours_LR.yaml"], ["task.model.sizes=[64,5,10]", "threads=1", *overrides]
-    )
+def digits(*overrides, method="Ours_LR"):
+    small = ["task.model.sizes=[64,5,10]", "threads=1", *overrides]
+    return load([CONFIGS / "digits.yaml", CONFIGS / f"{method}.yaml"], small)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +151,13 @@ def test_auto_compiles_where_the_run_is_long_enough(setting, seconds, expected, 
     assert parts.compiled is expected
     told = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
     assert told == ([] if line is None else [line])
+
+
+@pytest.mark.parametrize(("method", "expected"), [("Ours_LR", True), ("Ours_MuLO", False)])
+def test_a_rule_that_takes_longer_to_compile_is_worth_it_later(method, expected, monkeypatch):
+    monkeypatch.setattr(compilation, "obstacle", lambda device: None)
+    monkeypatch.setattr(names, "_eager_seconds", lambda parts, plan: 100.0)
+    assert names.from_config(digits("inner.updates=2", method=method))[0].compiled is expected
 
 
 @pytest.mark.parametrize("setting", ["auto", "on"])

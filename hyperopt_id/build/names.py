@@ -49,7 +49,10 @@ ENGINES: dict[str, Callable[[Config], Engine]] = {
     "one_step": lambda config: hypergrad.one_step(),
     "forward": lambda config: hypergrad.forward(config.window),
 }
-SECONDS_WORTH_COMPILING = 60.0  # of eager training: compiling takes 10 to 30 seconds, and saves about half
+SECONDS_WORTH_COMPILING = {  # of eager training: compiling takes 10 to 30 seconds, thrice that for mulo, and saves half
+    **dict.fromkeys(RULES, 60.0),
+    "mulo": 180.0,
+}
 
 
 def from_config(
@@ -194,7 +197,7 @@ def _decide_compilation(config: Config, device: torch.device, plan: Plan, eager:
         return True
     if reason is None:
         seconds = _eager_seconds(eager(), plan)
-        if seconds >= SECONDS_WORTH_COMPILING:
+        if seconds >= SECONDS_WORTH_COMPILING[config.inner.rule]:
             return True
         reason = f"the whole run takes about {seconds:.0f} s as it is"
     elif config.inner.compile == "on":
