@@ -36,7 +36,7 @@ enum Type : int64_t { FLOAT32, BFLOAT16, FLOAT16 };
 enum Kind { LONG, SHORT, VECTOR };
 constexpr int OWN = 16, SHARED = 6, FEATURES = 28, TIMES = 11, HIDDEN = 32;
 constexpr int INPUTS = OWN + 2 * SHARED, SUMS = OWN + SHARED;
-constexpr int64_t PIECE = 16384;       // numbers of a task, about
+constexpr int64_t PIECE = 16384;      // numbers of a task, about
 constexpr int64_t WORTH = 16384;      // numbers of a thread, at least
 constexpr int64_t SLABS = 16;         // of a tensor, at most: parts whose lines are summed up by one task
 constexpr int64_t SLAB = 8;           // lines of a slab, at least
@@ -226,7 +226,7 @@ struct Phase {
 namespace {
 
 // `lanes` 0 takes the widest vectors that the processor has; 16, 8 or 4 at most these.
-Kernels choose(int64_t lanes) {
+Kernels choose([[maybe_unused]] int64_t lanes) {
 #if defined(__x86_64__) && defined(__GNUC__)
   const bool vl = __builtin_cpu_supports("avx512vl");
   const bool avx512 = vl && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");

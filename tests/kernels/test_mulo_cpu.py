@@ -256,9 +256,10 @@ def arguments(cases, seed=0, steps=3.0):
     return (*lists, random_theta(seed), torch.tensor([c.rate for c in cases]), torch.tensor(steps), 0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("shapes", [[(4, 5)], [(7,), ()], [(3, 40), (2, 3, 4), (9,)]], ids=str)
-def test_opcheck(shapes):
-    cases = [case(torch.empty(shape), seed) for seed, shape in enumerate(shapes)]
+def test_opcheck(shapes, dtype):
+    cases = [case(torch.empty(shape, dtype=dtype), seed) for seed, shape in enumerate(shapes)]
     found = torch.library.opcheck(mulo_step, arguments(cases))
     assert set(found.values()) == {"SUCCESS"}
 
