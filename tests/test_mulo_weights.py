@@ -1,10 +1,11 @@
 """Every form that weights of the learned optimizer come in gives the same θ; what does not fit says what was needed."""
 
 import logging
+import os
+import pickle
 import sys
 import types
 
-import numpy as np
 import pytest
 import torch
 from laws import assert_identical
@@ -13,7 +14,7 @@ from short_runs import ENGINES, state, train
 
 from hyperopt_id import checkpoint, mulo
 from hyperopt_id.optim import mulo_weights
-from hyperopt_id.optim.mulo_weights import DECAYS, NAMES, load_weights, save_weights
+from hyperopt_id.optim.mulo_weights import NAMES, PUBLISHED_DECAYS, load_weights, save_weights
 
 THETA = random_theta()
 PARTS = mulo.unpack(THETA)
@@ -106,8 +107,24 @@ def test_safetensors_round_trip(tmp_path):
         "decays.adafactor": (3,),
     }
     save_file({name: value for name, value in found.items() if "network" in name}, tmp_path / "network.safetensors")
-    with pytest.raises(ValueError, match="it holds the network alone"):
-        load_weights(tmp_path / "network.safetensors")
+    assert_published(load_weights(tmp_path / "network.safetensors"))
+
+
+def assert_published(theta):
+    """The network of here, with the decays that the published one has."""
+    found = mulo.unpack(theta)
+    assert_identical(found[:6], PARTS[:6])
+    assert_identical(list(found[6:]), [torch.tensor(value) for value in PUBLISHED_DECAYS.values()])
+
+
+@pytest.mark.parametrize("given", [NETWORK, {"state_dict": NETWORK}, "file.pt"], ids=["network", "pickled", "file"])
+def test_a_network_without_decays_has_the_published_ones_and_a_warning(given, tmp_path, caplog):
+    if given == "file.pt":
+        given = tmp_path / given
+        torch.save(NETWORK, given)
+    assert_published(load_weights(given))
+    (record,) = caplog.records
+    assert "is a network without decays, so those of btherien/mulo are taken; give others as" in record.getMessage()
 
 
 def fake_hub(monkeypatch, download):
@@ -119,16 +136,15 @@ def fake_hub(monkeypatch, download):
         monkeypatch.setitem(sys.modules, found.__name__, found)
 
 
-def test_a_repository_of_the_hub_brings_the_decays_that_belong_to_it(monkeypatch):
-    def download(repository, name):
-        assert (repository, name) == ("btherien/mulo", "model.safetensors")
+@pytest.mark.parametrize("repository", ["btherien/mulo", "some.one/mulo-v1.5"])
+def test_repositories_of_the_hub(repository, monkeypatch, caplog):
+    def download(*wanted):
+        assert wanted == (repository, "model.safetensors")
         return "where it is kept"
 
     fake_hub(monkeypatch, download)
-    found = mulo.unpack(load_weights("btherien/mulo"))
-    assert_identical(found[:6], PARTS[:6])
-    offsets = [torch.tensor(value) for value in DECAYS["btherien/mulo"].values()]
-    assert_identical(list(found[6:]), offsets)
+    assert_published(load_weights(repository))
+    assert len(caplog.records) == (repository != "btherien/mulo")
 
 
 def test_offline_the_hub_says_what_to_do(monkeypatch):
@@ -136,14 +152,16 @@ def test_offline_the_hub_says_what_to_do(monkeypatch):
         raise OSError("We couldn't connect\nto the hub")
 
     fake_hub(monkeypatch, download)
-    with pytest.raises(ValueError, match=r"download model\.safetensors from") as raised:
+    with pytest.raises(
+        ValueError, match=r"no file or folder here.*\(OSError\): download model\.safetensors from"
+    ) as raised:
         load_weights("btherien/mulo")
     assert "\n" not in str(raised.value)
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match="python -m pip install huggingface_hub"):
+    with pytest.raises(ValueError, match="python -m pip install huggingface_hub safetensors"):
         load_weights("btherien/mulo")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ValueError, match="python -m pip install safetensors"):
@@ -159,8 +177,9 @@ def test_no_weights_are_those_of_the_package_where_it_has_some(tmp_path, monkeyp
 
 
 def test_no_weights_are_untrained_ones_and_say_so(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert_identical(load_weights(None), mulo.untrained())
+    with caplog.at_level(logging.WARNING), torch.device("meta"):
+        found = load_weights(None)
+    assert_identical(found, mulo.untrained())
     (record,) = caplog.records
     assert "untrained" in record.message
     assert "weights='btherien/mulo'" in record.message
@@ -188,12 +207,13 @@ WHOLE = NETWORK | {f"decays.{name}": torch.tensor(offset) for name, offset in OF
         ),
         (WHOLE | {"decays.rms": torch.zeros(2)}, r"decays.rms has shape \[2\], needed: \[1\]"),
         (without(WHOLE, "network.output.bias"), "the dictionary given has no network.output.bias"),
-        (NETWORK, r"has no decays.momentum, decays.rms, decays.adafactor; it holds the network alone: give weights="),
-        ({"state_dict": NETWORK, "decays": without(OFFSETS, "rms")}, "has no decays.rms; it holds the network alone"),
+        ({"state_dict": NETWORK, "decays": without(OFFSETS, "rms")}, r"the dictionary given has no decays.rms$"),
         (WHOLE | {"network.linear_1.weight": torch.zeros(32, 32)}, "has network.linear_1.weight, too"),
         ({}, "has no network.input.weight, network.input.bias"),
         ("nowhere.safetensors", "weights='nowhere.safetensors': there is no such file"),
         ("a/b/c", "weights='a/b/c': there is no such file"),
+        ("runs/theta.pth", "weights='runs/theta.pth': there is no such file"),
+        ("../mulo", "weights='../mulo': there is no such file"),
     ],
 )
 def test_what_does_not_fit_says_what_was_needed(given, message):
@@ -212,11 +232,34 @@ def test_files_that_are_damaged_say_so(name, content, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_files_do_not_run_code(tmp_path):
+def test_files_that_are_cut_say_so(tmp_path):
     path = tmp_path / "theta.pt"
-    torch.save({"w0": np.random.default_rng}, path)
-    with pytest.raises(ValueError, match="cannot be read"):
+    torch.save(THETA, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"theta.pt cannot be read \(\w+\); needed, undamaged: a safetensors"):
         load_weights(path)
-    torch.save([1, 2], path)
+
+
+class Harmful:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_files_do_not_run_code(tmp_path):
+    path, trace = tmp_path / "theta.pt", tmp_path / "trace"
+    for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        save({"w0": Harmful(trace)}, path)
+        with pytest.raises(ValueError, match="with tensors, numbers, lists and dictionaries alone"):
+            load_weights(path)
+    assert not trace.exists()
+
+
+def test_files_of_something_else_say_what_they_hold(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"holds a list; needed: a tensor \[2409\] or a dictionary"):
-        load_weights(path)
+        load_weights(tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"has neither model\.safetensors nor the checkpoints of a run: give another"):
+        load_weights(tmp_path)

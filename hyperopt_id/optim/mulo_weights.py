@@ -6,13 +6,17 @@
 are the names of our safetensors files; those of other projects lack the decays (the hub's `btherien/mulo`), or are
 pickled dictionaries {"state_dict": ..., "decays": ...} whose decays end in `_decays`. Weights are of `torch.nn.Linear`,
 so θ holds their transposes. Checkpoints of a run that has learned θ have it as the raw value `theta/global`.
+
+A network without decays gets those of `btherien/mulo`, as in PyLO, and a warning where it may be another network.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,14 +42,14 @@ NAMES = {
     "square": "decays.rms",
     "factored": "decays.adafactor",
 }
-# The offsets that belong to weights whose published file does not hold them, by the repository on the hub.
-DECAYS = {
-    "btherien/mulo": {
-        "decays.momentum": [0.15216392, 0.14245212, 0.06812963],
-        "decays.rms": [0.01079706],
-        "decays.adafactor": [0.18621896, -0.10864615, -0.06185547],
-    }
+PUBLISHED = "btherien/mulo"  # its file does not hold the offsets of its decays, which are
+PUBLISHED_DECAYS = {
+    "decays.momentum": [0.15216392, 0.14245212, 0.06812963],
+    "decays.rms": [0.01079706],
+    "decays.adafactor": [0.18621896, -0.10864615, -0.06185547],
 }
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl")  # of files, not of repositories
 UNTRAINED = (
     "MuLO: these weights are untrained, they move parameters at random; give trained ones, as in "
     "MuLO(params, weights='btherien/mulo') or weights='theta.safetensors'"
@@ -63,7 +67,8 @@ def load_weights(weights: Weights) -> Tensor:
         return _from_file(SHIPPED)
     if weights is None:
         logger.warning(UNTRAINED)
-        return mulo.untrained()
+        with torch.device("cpu"):
+            return mulo.untrained().float()
     if isinstance(weights, Tensor):
         return _vector(weights, "the tensor given")
     if isinstance(weights, Theta):
@@ -75,7 +80,7 @@ def load_weights(weights: Weights) -> Tensor:
         return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    if isinstance(weights, str) and weights.count("/") == 1 and not path.suffix:
+    if isinstance(weights, str) and REPOSITORY.fullmatch(weights) and path.suffix not in SUFFIXES:
         return _from_hub(weights)
     raise ValueError(
         f"weights={str(weights)!r}: there is no such file; give a safetensors file, a folder with model.safetensors, a "
@@ -87,26 +92,25 @@ def save_weights(theta: Tensor, path: str | Path) -> None:
     """Write θ as a safetensors file that `load_weights` reads; others read the network from it, too."""
     parts = mulo.unpack(theta.detach().float().cpu())._asdict()
     tensors = {NAMES[part]: (value.mT if _is_matrix(part) else value).contiguous() for part, value in parts.items()}
-    _package("safetensors.torch").save_file(tensors, str(path))
+    _package("safetensors.torch", "safetensors").save_file(tensors, str(path))
 
 
 def _from_folder(path: Path) -> Tensor:
     if (path / "model.safetensors").is_file():
         return _from_file(path / "model.safetensors")
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not any(checkpoints.glob("step_*.pt")):
+        raise ValueError(
+            f"{path} has neither model.safetensors nor the checkpoints of a run: give another folder, or a file"
+        )
     return _from_run(checkpoint.load(checkpoints)[0], str(path))
 
 
 def _from_file(path: Path) -> Tensor:
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = _package("safetensors.torch").load_file(str(path))
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
-    except Exception as error:  # of many kinds, some of many lines
-        raise ValueError(f"{path} cannot be read as a safetensors file or one of torch.save: give another") from error
+    if path.suffix == ".safetensors":
+        found: Any = _read(_package("safetensors.torch", "safetensors").load_file, path)
+    else:
+        found = _read(partial(torch.load, map_location="cpu", weights_only=True), path)
     if isinstance(found, Tensor):
         return _vector(found, str(path))
     if not isinstance(found, Mapping):
@@ -114,18 +118,26 @@ def _from_file(path: Path) -> Tensor:
     return _from_run(found["tree"], str(path)) if "tree" in found else _from_mapping(found, str(path))
 
 
+def _read(load: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return load(path)
+    except Exception as error:  # of many kinds, some of many lines
+        needed = "a safetensors file, or one of torch.save with tensors, numbers, lists and dictionaries alone"
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); needed, undamaged: {needed}") from error
+
+
 def _from_hub(repository: str) -> Tensor:
-    hub = _package("huggingface_hub")
+    hub = _package("huggingface_hub", "huggingface_hub safetensors")
     try:
         path = hub.hf_hub_download(repository, "model.safetensors")
     except Exception as error:  # of many kinds: no network, no such repository, no access
         raise ValueError(
-            f"the weights {repository} are not at hand, and the Hugging Face hub does not give them "
+            f"{repository} is no file or folder here, and the Hugging Face hub does not give it "
             f"({type(error).__name__}): download model.safetensors from huggingface.co/{repository} elsewhere, and "
             "give its path"
         ) from error
-    tensors = _package("safetensors.torch").load_file(path)
-    return _from_mapping(DECAYS.get(repository, {}) | tensors, repository)
+    found = _read(_package("safetensors.torch", "safetensors").load_file, Path(path))
+    return _from_mapping(PUBLISHED_DECAYS | found if repository == PUBLISHED else found, repository)
 
 
 def _from_run(tree: Mapping[str, Any], where: str) -> Tensor:
@@ -151,16 +163,23 @@ def _from_mapping(found: Mapping[str, Any], where: str) -> Tensor:
 
 def _packed(found: Mapping[str, Any], names: Mapping[str, str], where: str) -> Tensor:
     """θ from tensors by name; `names` says which part is called what."""
-    if missing := [name for name in names.values() if name not in found]:
-        network_alone = all(name.startswith("decays.") for name in missing)
-        cure = "; it holds the network alone: give weights={'state_dict': ..., 'decays': {'momentum': [...], ...}}"
-        raise ValueError(f"{where} has no {', '.join(missing)}{cure if network_alone else ''}")
+    missing = [name for name in names.values() if name not in found]
+    if missing == list(PUBLISHED_DECAYS):
+        logger.warning(
+            "MuLO: %s is a network without decays, so those of %s are taken; give others as "
+            "weights={'state_dict': ..., 'decays': {'momentum': [...], 'rms': [...], 'adafactor': [...]}}",
+            where,
+            PUBLISHED,
+        )
+        found = {**found, **PUBLISHED_DECAYS}
+    elif missing:
+        raise ValueError(f"{where} has no {', '.join(missing)}")
     if more := set(found) - set(names.values()):
         raise ValueError(f"{where} has {min(more)}, too, which the network 39-32-32-2 does not have: give another")
     parts = {}
     for part, shape in LAYOUT.items():
         transposed = names is NAMES and _is_matrix(part)
-        value = torch.as_tensor(found[names[part]]).detach().float().cpu()
+        value = torch.as_tensor(found[names[part]], device="cpu").detach().float()
         needed = list(shape[::-1] if transposed else shape)
         if list(value.shape) != needed:
             raise ValueError(f"{where}: {names[part]} has shape {list(value.shape)}, needed: {needed}")
@@ -179,9 +198,8 @@ def _vector(theta: Tensor, where: str) -> Tensor:
     return theta.detach().float().cpu().clone()
 
 
-def _package(name: str) -> ModuleType:
+def _package(name: str, needed: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        needed = name.split(".")[0]
-        raise ValueError(f"these weights need the package {needed}: python -m pip install {needed}") from error
+        raise ValueError(f"for these weights: python -m pip install {needed}") from error
