@@ -5,9 +5,10 @@ For live modules: the learned optimizer (`MuLO`, `load_weights`, `save_weights`,
 package unit_scaling (`Adam`, `AdamW`, `SGD`, `scaled_parameters`, `lr_scale_...`).
 """
 
-from hyperopt_id.optim.mulo import MuLO, MuLO_CUDA, MuLO_naive
+from hyperopt_id.optim.mulo import MuLO
 from hyperopt_id.optim.mulo_weights import load_weights, save_weights
 from hyperopt_id.optim.mup import MuAdam, MuAdamW, MuSGD
+from hyperopt_id.optim.pylo import MuLO_CUDA, MuLO_naive
 from hyperopt_id.optim.tags import tag_parameters
 from hyperopt_id.optim.unit_scaling import (
     SGD,

@@ -7,7 +7,7 @@ one after the other by the rule itself, which is the kernels' reference, as exac
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from hyperopt_id.optim.tags import width_tag
 logger = logging.getLogger("hyperopt_id")
 Implementation = Literal["auto", "torch", "cpu", "cuda"]
 Parametrization = Literal["auto", "standard", "mup"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of parameters
 
 
 class MuLO(torch.optim.Optimizer):
@@ -40,9 +41,9 @@ class MuLO(torch.optim.Optimizer):
     small_fc_mlp.
 
     Settings of groups are lr, weight_decay, step_multiplier, and θ as `theta`, so that `state_dict` holds it. A
-    parameter counts its steps from its first gradient on. Accumulators are float32 for parameters of half precision; a
-    bfloat16 parameter is rounded once a step. Entries of gradients beyond 1e15, infinite ones, and NaN count as 0. A
-    ValueError for sparse gradients, complex parameters, and settings that are not possible.
+    parameter counts the steps that it takes, those with a gradient. Accumulators are float32 for parameters of half
+    precision; a bfloat16 parameter is rounded once a step. Entries of gradients beyond 1e15, infinite ones, and NaN
+    count as 0. A ValueError for sparse gradients, complex or sharded parameters, and settings that are not possible.
     """
 
     def __init__(
@@ -62,9 +63,8 @@ class MuLO(torch.optim.Optimizer):
         ):
             if given not in get_args(kinds):
                 raise ValueError(f"MuLO: {name}={given!r}; allowed: {', '.join(get_args(kinds))}")
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("max_grad_norm", max_grad_norm)):
-            if value is not None and not value >= 0.0:
-                raise ValueError(f"MuLO: {name}={value}; needed: a number of 0 or more")
+        if max_grad_norm is not None:
+            require_positive("max_grad_norm", max_grad_norm)
         if impl in ("cpu", "cuda"):
             try:
                 kernels.prepare(impl)
@@ -77,27 +77,40 @@ class MuLO(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As for every optimizer. `theta` may have any form that `load_weights` takes."""
-        if param_group.get("theta") is not None:
+        if "theta" in param_group:
             param_group["theta"] = load_weights(param_group["theta"])
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            fault = None if param.is_floating_point() else f"{param.dtype}; needed: real floating-point numbers"
+        try:
+            self._admit(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay", "step_multiplier"):
+            require_positive(name, group[name])
+        for param in group["params"]:
+            fault = None
             factor = 1.0 if self.parametrization == "standard" else multiplier(param)
-            if factor is None and self.parametrization == "mup":
+            if param.dtype not in DTYPES:
+                fault = f"is {param.dtype}; needed: one of {', '.join(map(str, DTYPES))}"
+            elif hasattr(param, "device_mesh"):  # a DTensor
+                fault = "is a part of a sharded one; features are means over whole tensors, so take data parallelism"
+            elif factor is None and self.parametrization == "mup":
                 fault = (
-                    "that does not say which of its dimensions grow with the width; call mup.set_base_shapes or "
+                    "does not say which of its dimensions grow with the width; call mup.set_base_shapes or "
                     "hyperopt_id.optim.tag_parameters on the model first, or take parametrization='standard'"
                 )
             if fault is not None:
-                self.param_groups.pop()
                 raise ValueError(f"MuLO: a parameter {list(param.shape)} {fault}")
             self.factors[param] = factor or 1.0
 
+    @torch._disable_dynamo  # a compiled loop calls it; torch.compiler.disable would load the compiler with this module
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step for every parameter that has a gradient; the loss that `closure` computes, if it is given."""
-        loss = None
-        if closure is not None:
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """One step for every parameter that has a gradient. The loss is returned: what `closure` computes, or is."""
+        loss = closure
+        if callable(closure):
             with torch.enable_grad():
                 loss = closure()
         batches: dict[Any, tuple[dict[str, Any], list[Leaf]]] = {}
@@ -106,8 +119,7 @@ class MuLO(torch.optim.Optimizer):
             key = (device, id(age), id(group["theta"]), group["step_multiplier"], self._uses_kernel(leaf))
             batches.setdefault(key, (group, []))[1].append(leaf)
         if self.max_grad_norm is not None:
-            every = [leaf.param for _, leaves in batches.values() for leaf in leaves]
-            torch.nn.utils.clip_grad_norm_(every, self.max_grad_norm)
+            mulo_steps.clip([leaf.param for _, leaves in batches.values() for leaf in leaves], self.max_grad_norm)
         for (device, *_, by_kernel), (group, leaves) in batches.items():
             theta = mulo_steps.placed(group["theta"], group["theta"]._version, device)
             by = mulo_steps.by_kernel if by_kernel else mulo_steps.by_rule
@@ -116,31 +128,61 @@ class MuLO(torch.optim.Optimizer):
             age += 1.0
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """As for every optimizer. Counts of steps are copies, which no two parameters share."""
+        found = super().state_dict()
+        apart = {key: {**own, "step": own["step"].clone()} for key, own in found["state"].items()}
+        return {**found, "state": apart}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for every optimizer, but accumulators keep their own precision, and are copied."""
-        super().load_state_dict(state_dict)
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
+        """As for every optimizer, but accumulators keep their own precision, and are copied. A ValueError, before
+        anything has changed, for what is no state of `MuLO`, or one of another model."""
+        given: list[dict[str, Any]] = []  # what hooks have made of it
+        last = self.register_load_state_dict_pre_hook(lambda _, found: given.append(self._fitting(found)))
+        first = self.register_load_state_dict_post_hook(lambda _: self._restore(self._states(given[0])), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+            first.remove()
+
+    def _fitting(self, saved: dict[str, Any]) -> dict[str, Any]:
+        for group in saved["param_groups"]:
+            if "theta" not in group:
+                raise ValueError(f"MuLO: the state of another optimizer: it has {', '.join(group)}; needed: theta, too")
+        for param, state in self._states(saved):
+            mulo_steps.require_state_of(param, state)
+        return saved
+
+    def _restore(self, states: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Give parameters copies of states, of which those of one age share it."""
         ages: dict[Any, Tensor] = {}
-        for key, param in zip(keys, params, strict=True):
-            if key in state_dict["state"]:
-                saved = state_dict["state"][key]
-                state = {name: value.to(param.device, copy=True) for name, value in saved.items()}
-                state["step"] = ages.setdefault((param.device, saved["step"].item()), state["step"])
-                self.state[param] = state
+        for param, own in list(states):
+            state = mulo_steps.settled(param, own)
+            state["step"] = ages.setdefault((param.device, own["step"].item()), state["step"])
+            self.state[param] = state
+
+    def _states(self, saved: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """What a state that is saved has for each parameter."""
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        return ((param, saved["state"][key]) for key, param in zip(keys, params) if key in saved["state"])
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("impl", "max_grad_norm", "parametrization", "factors")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
-    def _leaves(self) -> Iterator[tuple[dict[str, Any], Leaf]]:
+    def _leaves(self) -> list[tuple[dict[str, Any], Leaf]]:
         """What takes a step now, with its group; parameters that meet their first gradient get their state."""
+        found: list[tuple[dict[str, Any], Leaf]] = []
+        resting: list[dict[str, Any]] = []
         born: dict[torch.device, Tensor] = {}
         for group in self.param_groups:
             lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
             for param in group["params"]:
                 gradient = param.grad
                 if gradient is None or param.numel() == 0:
+                    resting += [self.state[param]] if param in self.state else []
                     continue
                 if gradient.layout != torch.strided:
                     raise ValueError(
@@ -149,10 +191,15 @@ class MuLO(torch.optim.Optimizer):
                     )
                 state = self.state[param]
                 if not state:
-                    state["step"] = born.setdefault(param.device, torch.zeros((), device=param.device))
-                    state.update(mulo_steps.accumulators(param))
+                    zero = torch.zeros((), dtype=torch.float32, device=param.device)
+                    state.update(mulo_steps.accumulators(param), step=born.setdefault(param.device, zero))
+                elif (state["square"].device, state["square"].dtype) != mulo_steps.place(param):
+                    self._restore(self.state.items())  # the module has been moved
+                    return self._leaves()
                 factor = self.factors[param]
-                yield group, Leaf(param, gradient, state, (lr * factor, weight_decay / factor))
+                found.append((group, Leaf(param, gradient, state, (lr * factor, weight_decay / factor))))
+        mulo_steps.share_no_count(resting, [leaf for _, leaf in found])
+        return found
 
     def _uses_kernel(self, leaf: Leaf) -> bool:
         """Whether a kernel takes the step of a parameter; a ValueError where one was asked for that cannot."""
@@ -170,14 +217,9 @@ class MuLO(torch.optim.Optimizer):
         return True
 
 
-def MuLO_naive(params: Iterable[Any], hf_key: Weights = "btherien/mulo", **options: Any) -> MuLO:  # noqa: N802
-    """`MuLO` without kernels, by the name and argument that PyLO has for it."""
-    return MuLO(params, weights=hf_key, impl="torch", **options)
-
-
-def MuLO_CUDA(params: Iterable[Any], hf_key: Weights = "btherien/mulo", **options: Any) -> MuLO:  # noqa: N802
-    """`MuLO` by the CUDA kernel, by the name and argument that PyLO has for it."""
-    return MuLO(params, weights=hf_key, impl="cuda", **options)
+def require_positive(name: str, value: float) -> None:
+    if not value >= 0.0:
+        raise ValueError(f"MuLO: {name}={value}; needed: a number of 0 or more")
 
 
 def multiplier(param: Tensor) -> float | None:

@@ -1,12 +1,13 @@
 """How parameters take a step of the learned optimizer in place: all together by a kernel, or each by the rule.
 
 What a parameter carries from step to step are the accumulators of `hyperopt_id.mulo`, float32 at least, in the order of
-memory of the parameter, and `step`, a count that parameters of one age and device share.
+memory of the parameter, and `step`, the number of steps that it has taken, a count that parameters of one device which
+take all their steps together share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,14 +29,55 @@ class Leaf(NamedTuple):
     rate: tuple[float, float]  # learning rate; weight decay
 
 
+def place(param: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where accumulators of a parameter are, and of which precision."""
+    return param.device, torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def settled(param: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state in its `place`; the count of steps is float32."""
+    device, dtype = place(param)
+    dtypes = dict.fromkeys(state, dtype) | {"step": torch.float32}
+    return {name: value.to(device, dtypes[name], copy=True) for name, value in state.items()}
+
+
 def accumulators(param: Tensor) -> dict[str, Tensor]:
     """Zeros, in the parameter's order of memory."""
-    param, dtype = param.reshape(tuple(param.shape) or 1), torch.promote_types(param.dtype, torch.float32)
+    param, (_, dtype) = param.reshape(tuple(param.shape) or 1), place(param)
     found = {}
     for name, value in mulo.start(param.to("meta"))._asdict().items():
         leading = value.ndim - param.ndim
         found[name] = layout.zeros(param, value.shape[:leading], value.shape[leading:], dtype)
     return found
+
+
+def require_state_of(param: Tensor, state: Mapping[str, Any]) -> None:
+    """A ValueError that says what a parameter needs, if a state that is to be loaded is not of one like it."""
+    for name, needed in {**mulo.start(param.to("meta"))._asdict(), "step": torch.zeros((), device="meta")}.items():
+        found = list(state[name].shape) if isinstance(state.get(name), Tensor) else "no tensor"
+        if found != list(needed.shape):
+            raise ValueError(
+                f"MuLO: in the state of a parameter {list(param.shape)}, {name} has shape {found}, needed: "
+                f"{list(needed.shape)}; load a state of the same model"
+            )
+
+
+def share_no_count(resting: Iterable[dict[str, Any]], moving: Iterable[Leaf]) -> None:
+    """Parameters that do not take this step get counts of their own, where they have shared those of ones that do."""
+    counting = {id(leaf.state["step"]) for leaf in moving}
+    apart: dict[int, Tensor] = {}
+    for state in resting:
+        if (count := id(state["step"])) in counting:
+            state["step"] = apart.setdefault(count, state["step"].clone())
+
+
+def clip(params: Sequence[Tensor], norm: float) -> None:
+    """Scale gradients to at most a norm over all parameters. Entries that count as 0 in a step do so in the norm."""
+    for gradient in (param.grad for param in params):
+        assert gradient is not None
+        largest = min(mulo.LARGEST, torch.finfo(gradient.dtype).max)
+        gradient.masked_fill_(~(gradient.abs() <= largest), 0.0)
+    torch.nn.utils.clip_grad_norm_(params, norm)
 
 
 def by_rule(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> None:
@@ -84,4 +126,4 @@ def _dense(leaf: Leaf) -> Leaf:
 
 @lru_cache(maxsize=256)
 def _rates(rates: tuple[tuple[float, float], ...], device: torch.device) -> Tensor:
-    return torch.tensor(rates, device=device)
+    return torch.tensor(rates, dtype=torch.float32, device=device)
