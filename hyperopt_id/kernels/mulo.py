@@ -20,12 +20,18 @@ SOURCE = Path(__file__).with_name("mulo_cpu.cpp")
 DEVICES = ("cpu", "cuda")
 GRADIENTS = 1  # among the lists, the one that is not changed
 LANES = 0  # of the vectors: 0 the widest that the processor has; 16, 8, 4 at most these
+# Written out, as torch 2.6 does not read `Sequence` of the standard library.
+SCHEMA = (
+    "(Tensor(a!)[] params, Tensor[] gradients, Tensor(b!)[] momentum, Tensor(c!)[] square, Tensor(d!)[] row, "
+    "Tensor(e!)[] column, Tensor theta, Tensor rates, Tensor steps, float step_multiplier) -> ()"
+)
 
 
 @torch.library.custom_op(
     "hyperopt_id::mulo_step",
     mutates_args=("params", "momentum", "square", "row", "column"),
     device_types="cpu",
+    schema=SCHEMA,
 )
 def mulo_step(
     params: Sequence[Tensor],
