@@ -30,6 +30,7 @@ OFFSETS = {"momentum": PARTS.momentum.tolist(), "rms": PARTS.square.tolist(), "a
     "given",
     [
         THETA,
+        THETA.numpy(),
         THETA.double().requires_grad_(),
         PARTS,
         PARTS._asdict(),
@@ -39,7 +40,18 @@ OFFSETS = {"momentum": PARTS.momentum.tolist(), "rms": PARTS.square.tolist(), "a
         {"state_dict": NETWORK, "decays": {f"{name}_decays": torch.tensor(x) for name, x in OFFSETS.items()}},
         {"state_dict": {n.removeprefix("network."): x for n, x in NETWORK.items()}, "decays": OFFSETS},
     ],
-    ids=["vector", "double", "Theta", "parts", "arrays", "names of files", "pickled", "pickled, long names", "module"],
+    ids=[
+        "vector",
+        "array",
+        "double",
+        "Theta",
+        "parts",
+        "arrays",
+        "names of files",
+        "pickled",
+        "pickled, long names",
+        "module",
+    ],
 )
 def test_forms_in_memory(given):
     found = load_weights(given)
@@ -195,6 +207,7 @@ WHOLE = NETWORK | {f"decays.{name}": torch.tensor(offset) for name, offset in OF
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (torch.full((2409,), torch.nan), "the tensor given has numbers that are not finite: give another"),
         (torch.zeros(2402), r"the tensor given has shape \[2402\], needed: \[2409\]"),
         (PARTS._replace(w1=torch.zeros(32, 16)), r"θ: w1 has shape \[32, 16\], needed: \[32, 32\]"),
         (

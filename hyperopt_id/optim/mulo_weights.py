@@ -69,12 +69,12 @@ def load_weights(weights: Weights) -> Tensor:
         logger.warning(UNTRAINED)
         with torch.device("cpu"):
             return mulo.untrained().float()
-    if isinstance(weights, Tensor):
-        return _vector(weights, "the tensor given")
     if isinstance(weights, Theta):
         return _from_mapping(weights._asdict(), "θ")
     if isinstance(weights, Mapping):
         return _from_mapping(weights, "the dictionary given")
+    if not isinstance(weights, str | Path):
+        return _vector(torch.as_tensor(weights), "the tensor given")
     path = Path(weights)
     if path.is_dir():
         return _from_folder(path)
@@ -184,7 +184,7 @@ def _packed(found: Mapping[str, Any], names: Mapping[str, str], where: str) -> T
         if list(value.shape) != needed:
             raise ValueError(f"{where}: {names[part]} has shape {list(value.shape)}, needed: {needed}")
         parts[part] = value.mT if transposed else value
-    return mulo.pack(Theta(**parts))
+    return _vector(mulo.pack(Theta(**parts)), where)
 
 
 def _is_matrix(part: str) -> bool:
@@ -195,6 +195,8 @@ def _is_matrix(part: str) -> bool:
 def _vector(theta: Tensor, where: str) -> Tensor:
     if tuple(theta.shape) != (SIZE,):
         raise ValueError(f"{where} has shape {list(theta.shape)}, needed: [{SIZE}], the whole of θ in one vector")
+    if not theta.isfinite().all():
+        raise ValueError(f"{where} has numbers that are not finite: give another")
     return theta.detach().float().cpu().clone()
 
 
