@@ -3,7 +3,7 @@ r"""Transfer check: is the learning rate that Ours_LR finds on a narrow model th
     python scripts/transfer_check.py -c configs/fashion_mnist.yaml --out transfer
     python scripts/transfer_check.py -c configs/digits.yaml -s inner.steps=200 --widths 32 64 --out DIR
 
-An MLP with equal hidden layers is trained by Adam, under each parametrization and for each width,
+An MLP with equal hidden layers is trained by AdamW, under each parametrization and for each width,
 
 1. with constant learning rates c 2^k, from the same few seeds each. The loss of a rate is that on the validation set
    after the last step, averaged over seeds. The search begins at k = -9 and ends when the lowest loss has two rates on
@@ -54,7 +54,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 WIDTHS = (64, 128, 256, 512)
 BEGIN, REACH, FAR = 2.0**-9, 2, 2.0**9  # first rate; rates on either side of the lowest; the farthest from the first
 STARTS = (1e-4, 1e-3, 1e-2, 1e-1)  # of Ours_LR
-SETTINGS = ["inner={rule: adam, steps: 500, compile: off}", "task.batch_size=100"]
+SETTINGS = ["inner={rule: adamw, steps: 500, compile: off}", "task.batch_size=100"]
 FIXED = ["report={every: 1000000, splits: [validation]}", "log.progress=none", "population={sample: false, lift: loop}"]
 PLAIN, TUNED = "Random_TrainingSetOnly", "Ours_LR"
 
