@@ -88,13 +88,25 @@ def examples(name: str, batch: int) -> tuple[Tensor, Tensor]:
     return inputs.to(torch.get_default_dtype()), torch.randint(3, (8,), generator=generator)
 
 
-def trajectory(model: nn.Module, optimizer: torch.optim.Optimizer, name: str, steps: int = 20) -> list[Tensor]:
-    """All parameters in a row, after each step on cross-entropy."""
+def trajectory(
+    model: nn.Module, optimizer: torch.optim.Optimizer, name: str, steps: int = 20, first: int = 0
+) -> list[Tensor]:
+    """All parameters in a row, after each step on cross-entropy; step number `first` and after."""
     found = []
-    for step in range(steps):
+    for step in range(first, first + steps):
         inputs, targets = examples(name, step)
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     return found
+
+
+def in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[float, float]]:
+    """(learning rate, weight decay) of every parameter of the model."""
+    found = {
+        id(p): (float(group["lr"]), float(group["weight_decay"]))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    return [found[id(p)] for p in model.parameters()]

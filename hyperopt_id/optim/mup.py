@@ -2,7 +2,8 @@ r"""μP for optimizers of `torch.optim`: parameter groups with a learning rate a
 
 .. math:: \eta_k = c_k\,\eta, \qquad \xi_k = \xi / c_k
 
-with \(c_k\) of `mup.adam` or `mup.sgd` (arXiv 2203.03466, table 8). Names and arguments are those of the package mup.
+with \(c_k\) of `mup.adam` or `mup.sgd` (arXiv 2203.03466, table 8). Names, arguments and the order of groups are those
+of the package mup, so that either loads what the other has saved.
 Parameters say their widths by `infshape`, which `mup.set_base_shapes` of that package sets, or by `tag_parameters`; one
 that does not is a ValueError that names it. Parameters that are added later keep the settings they come with.
 """
@@ -31,7 +32,7 @@ def MuAdam(  # noqa: N802 - the name that it has in the package mup
     unless `decoupled_wd` says that `impl` does not multiply the decay by the learning rate. `lr` is by default that of
     `impl`, `weight_decay` 0; groups may have their own.
     """
-    return _made(params, mup.adam, impl, decoupled_wd, kwargs)
+    return _made(params, mup.adam, (0, 1), impl, decoupled_wd, kwargs)
 
 
 def MuAdamW(params: Iterable[Any], **kwargs: Any) -> torch.optim.Optimizer:  # noqa: N802
@@ -47,20 +48,32 @@ def MuSGD(  # noqa: N802
     Learning rates of vectors, and of matrices between a width and something else, are multiplied by the width
     multiplier, those of hidden matrices by the multiplier of their fan-out over that of their fan-in.
     """
-    return _made(params, mup.sgd, impl, decoupled_wd, kwargs)
+    return _made(params, mup.sgd, (0,), impl, decoupled_wd, kwargs)
 
 
 def _made(
-    params: Iterable[Any], scheme: mup.Scheme, impl: Make, decoupled: bool, kwargs: dict[str, Any]
+    params: Iterable[Any],
+    scheme: mup.Scheme,
+    alike: tuple[int, ...],
+    impl: Make,
+    decoupled: bool,
+    kwargs: dict[str, Any],
 ) -> torch.optim.Optimizer:
+    """A group is split by the number of dimensions that grow, those with most first, and by the factor. The numbers
+    `alike` make one group, which is the last, even where it is empty (but with names, which torch wants everywhere)."""
     defaults, position, found = _defaults(impl, kwargs), 0, []
     for group in groups(params):
         settings = defaults | {k: v for k, v in group.items() if k != "params"}
-        split: dict[float, list[Member]] = {}
+        split: dict[tuple[int, float], list[Member]] = {(0, 1.0): []}
         for member in group["params"]:
-            split.setdefault(scheme(require(member, width_tag, position, CURE)), []).append(member)
+            tag = require(member, width_tag, position, CURE)
+            factor = scheme(tag)
+            growing = sum(width is not None for width in tag.widths)
+            split.setdefault((0 if growing in alike else growing, factor), []).append(member)
             position += 1
-        for factor, members in split.items():
+        if any(isinstance(member, tuple) for member in group["params"]) and not split[0, 1.0]:
+            del split[0, 1.0]
+        for (_, factor), members in sorted(split.items(), key=lambda item: -item[0][0]):
             decay = settings["weight_decay"] / (1.0 if decoupled else factor)
             found.append(settings | {"params": members, "lr": settings["lr"] * factor, "weight_decay": decay})
     return impl(found, **kwargs)
