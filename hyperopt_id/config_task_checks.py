@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 from hyperopt_id.config_schema import MODELS, TOYS, Config, ModelConfig, StandardizeConfig, TaskConfig
@@ -61,19 +62,24 @@ def _parametrization(config: Config) -> Iterator[Problem]:
     if name == "standard":
         return
     models, rules = PARAMETRIZED[name]
-    if config.task.name in TOYS or model.name not in models:
-        what = f"task.name = {config.task.name}" if config.task.name in TOYS else f"task.model.name = {model.name}"
-        keys = ("parametrization", "task.name" if config.task.name in TOYS else "task.model.name")
-        yield keys, f"given {name}, which {what} does not have; take standard, or one of the models {', '.join(models)}"
-    if config.inner.rule not in rules:
-        text = f"given {name}, which has no factors for inner.rule = {config.inner.rule}; its rules: {', '.join(rules)}"
-        yield ("parametrization", "inner.rule"), text
+    key, what = ("task.name", config.task.name) if config.task.name in TOYS else ("task.model.name", model.name)
+    if what not in models:
+        cure = f"take {_defined_for(what)}, or one of the models {', '.join(models)}"
+        yield ("parametrization", key), f"given {name}, which {key} = {what} does not have; {cure}"
+    if (rule := config.inner.rule) not in rules:
+        cure = f"take {_defined_for(rule)}, or one of the rules {', '.join(rules)}"
+        yield ("parametrization", "inner.rule"), f"given {name}, which inner.rule = {rule} does not have; {cure}"
     if name == "mup" and base is None:
         text = "missing; mup needs the width at which it is the standard parametrization, such as 64 (or 1, for mulo)"
         yield ("base_width", "parametrization"), text
     if model.name == "mlp" and len(model.sizes or ()) == 2:
         keys = ("parametrization", "task.model.sizes")
         yield keys, f"given {name}, but task.model.sizes = {_shown(model.sizes)} has no hidden layer; insert a width"
+
+
+def _defined_for(what: str) -> str:
+    """The parametrizations that a model or rule has."""
+    return " or ".join(["standard", *(name for name, taken in PARAMETRIZED.items() if what in chain(*taken))])
 
 
 def _toy(config: Config) -> Iterator[Problem]:

@@ -241,10 +241,13 @@ def test_every_combination_that_configs_allow_has_its_parts():
             "which task.model.name = resnet18 does not have; take standard, or ",
         ),
         ((*MUP, "task.model.sizes=[64, 10]"), "task.model.sizes = [64, 10] has no hidden layer; insert a width"),
-        (("parametrization=umup",), "given umup, which has no factors for inner.rule = sgd; its rules: adam, adamw"),
+        (
+            ("parametrization=umup",),
+            "given umup, which inner.rule = sgd does not have; take standard or mup, or one of the rules adam, adamw",
+        ),
         (
             ("parametrization=umup", "inner.rule=adamw", "task.model.name=cnn"),
-            "which task.model.name = cnn does not have; take standard, or one of the models mlp, transformer",
+            "which task.model.name = cnn does not have; take standard or mup, or one of the models mlp, transformer",
         ),
     ],
 )
