@@ -1,12 +1,12 @@
-r"""Coordinate check: mean |activation| against the width of a model, at the start and after some steps of Adam.
+r"""Coordinate check: mean |activation| against the width of a model, at the start and after steps of Adam and of SGD.
 
     python scripts/coordinate_check.py --out figures
     python scripts/coordinate_check.py --models mlp --widths 64 256 --steps 10 --out DIR
 
 Writes DIR/coordinate_check_<model>.pdf and .png, and prints the slope of log mean |activation| over log width for every
 layer. Under μP and u-μP activations neither grow nor vanish with the width (slope 0; those of outputs start at 0 or
-smaller the wider, which is intended), under the standard parametrization they grow. Needs matplotlib: pip install -c
-constraints.txt -e '.[plots]'
+smaller the wider, which is intended), under the standard parametrization they grow. Of these, the combinations are
+measured that configs allow. Needs matplotlib: pip install -c constraints.txt -e '.[plots]'
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that
 from hyperopt_id import optim
 from hyperopt_id.analysis import plotting, style
 from hyperopt_id.analysis.style import Look
+from hyperopt_id.config_task_checks import PARAMETRIZED
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.digits import digits
 
@@ -52,6 +53,14 @@ MODELS: dict[str, tuple[Make, dict[str, str]]] = {  # width -> model; its module
         {"embedding": "embedding", "blocks.0": "block 1", "blocks.1": "block 2", "output": "output"},
     ),
 }
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], ...]] = {  # standard, μP
+    "adam": (torch.optim.Adam, optim.MuAdam),
+    "sgd": (torch.optim.SGD, optim.MuSGD),
+}
+RATES = {  # at width 64, for all parametrizations
+    "adam": {"mlp": 0.003, "cnn": 0.003, "transformer": 0.003},
+    "sgd": {"mlp": 3.0, "cnn": 1.0, "transformer": 0.1},
+}
 LOOKS = (  # by layer, from the first to the last
     Look("", style.SKY, style.SOLID, "o"),
     Look("", style.BLUE, style.DASHED, "s"),
@@ -60,8 +69,21 @@ LOOKS = (  # by layer, from the first to the last
 )
 
 
+class Case(NamedTuple):
+    """What is trained: a model, by an optimizer, under a parametrization."""
+
+    model: str
+    optimizer: str
+    parametrization: str
+
+    @property
+    def label(self) -> str:
+        optimizer = OPTIMIZERS[self.optimizer][0].__name__
+        return f"{PARAMETRIZATIONS[self.parametrization]}, {optimizer}"
+
+
 class Sizes(NamedTuple):
-    """Of one model and parametrization: mean |activation| by layer, [widths, steps + 1], averaged over seeds."""
+    """Of one case: mean |activation| by layer, [widths, steps + 1], averaged over seeds."""
 
     widths: tuple[int, ...]
     layers: dict[str, np.ndarray]
@@ -72,29 +94,32 @@ class Sizes(NamedTuple):
         return {label: float(np.polyfit(logs, np.log(size[:, step]), 1)[0]) for label, size in self.layers.items()}
 
 
-def parametrized_by(name: str) -> list[str]:
-    """The parametrizations that a model has; convolutions of images have no u-μP."""
-    return [how for how in PARAMETRIZATIONS if how != "umup" or name != "cnn"]
+def cases(model: str) -> list[Case]:
+    """Those of a model that configs allow."""
+
+    def allowed(optimizer: str, parametrization: str) -> bool:
+        having = PARAMETRIZED.get(parametrization)  # the standard one has everything
+        return having is None or (model in having[0] and optimizer in having[1])
+
+    pairs = ((optimizer, how) for optimizer in OPTIMIZERS for how in PARAMETRIZATIONS)
+    return [Case(model, optimizer, how) for optimizer, how in pairs if allowed(optimizer, how)]
 
 
-def measure(
-    name: str, parametrization: str, widths: Sequence[int] = WIDTHS, steps: int = 5, lr: float = 0.003, seeds: int = 1
-) -> Sizes:
-    """Sizes over `steps` steps of Adam on digits. `lr` is that at width 64, for all parametrizations."""
-    labels = MODELS[name][1]
-    found = {label: np.zeros((len(widths), steps + 1)) for label in labels.values()}
+def measure(case: Case, widths: Sequence[int] = WIDTHS, steps: int = 5, seeds: int = 1) -> Sizes:
+    """Sizes over `steps` steps on digits."""
+    found = {label: np.zeros((len(widths), steps + 1)) for label in MODELS[case.model][1].values()}
     for row, width in enumerate(widths):
         for seed in range(seeds):
-            for label, sizes in _trained(name, parametrization, width, steps, lr, seed).items():
+            for label, sizes in _trained(case, width, steps, seed).items():
                 found[label][row] += np.array(sizes) / seeds
     return Sizes(tuple(widths), found)
 
 
-def _trained(name: str, parametrization: str, width: int, steps: int, lr: float, seed: int) -> dict[str, list[float]]:
-    make, labels = MODELS[name]
+def _trained(case: Case, width: int, steps: int, seed: int) -> dict[str, list[float]]:
+    make, labels = MODELS[case.model]
     torch.manual_seed(seed)
-    model = make(width, HOW[parametrization])
-    optimizer = _optimizer(model, parametrization, lr)
+    model = make(width, HOW[case.parametrization])
+    optimizer = _optimizer(case, model)
     data = digits().to("cpu", torch.float32)
     sizes: dict[str, list[float]] = {label: [] for label in labels.values()}
     for module, label in labels.items():
@@ -112,54 +137,56 @@ def _recording(sizes: list[float]) -> Callable[[nn.Module, Any, Tensor], None]:
     return lambda module, inputs, outputs: sizes.append(outputs.detach().abs().mean().item())
 
 
-def _optimizer(model: nn.Module, parametrization: str, lr: float) -> torch.optim.Optimizer:
-    if parametrization == "standard":
-        return torch.optim.Adam(model.parameters(), lr=lr)
+def _optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
+    (standard, scaled), lr = OPTIMIZERS[case.optimizer], RATES[case.optimizer][case.model]
+    if case.parametrization == "standard":
+        return standard(model.parameters(), lr=lr)
     optim.tag_parameters(model, BASE)
-    if parametrization == "mup":
-        return optim.MuAdam(model.parameters(), lr=lr)
+    if case.parametrization == "mup":
+        return scaled(model.parameters(), lr=lr)
     return optim.Adam(model.parameters(), lr=lr * BASE)  # a step moves n^-1/2 W by lr / n
 
 
-def draw(name: str, found: dict[str, Sizes], steps: int) -> Any:
-    """A panel for each parametrization; dotted: at the start."""
-    figure, axes = plotting.new_figure(len(found), sharey=True)
+def draw(found: dict[Case, Sizes], steps: int) -> Any:
+    """A panel for each case of a model; dotted: at the start."""
+    columns = len({case.parametrization for case in found})
+    figure, axes = plotting.new_figure(len(found), across=columns, sharex=True, sharey=True)
     layers = list(next(iter(found.values())).layers)
     looks = dict(zip(layers, [*LOOKS[: len(layers) - 1], LOOKS[-1]]))
     looks = {label: look._replace(label=label) for label, look in looks.items()}
-    for panel, (parametrization, sizes) in zip(axes, found.items()):
+    for panel, (case, sizes) in zip(axes, found.items()):
         widths = np.array(sizes.widths)
         for label, size in sizes.layers.items():
             plotting.curve(panel, widths, size[:, -1], looks[label])
             if size[:, 0].all():  # outputs of zero have no logarithm
                 panel.plot(widths, size[:, 0], color=looks[label].color, ls=style.DOTTED, lw=1.0)
-        panel.set(title=PARAMETRIZATIONS[parametrization], xlabel="width", xscale="log", yscale="log")
+        panel.set(title=case.label, xlabel="width", xscale="log", yscale="log", ylabel="mean |activation|")
         panel.set_xticks(widths, [str(width) for width in widths])
         panel.minorticks_off()
-    axes[0].set_ylabel("mean |activation|")
+        panel.label_outer()
     plotting.legend(figure, looks, title=f"after {steps} steps\n(dotted: at the start)", alignment="left")
+    name = next(iter(found)).model
     title = name if name == "transformer" else name.upper()
-    plotting.title(figure, f"Coordinate check of the {title}: Adam, one learning rate for all widths")
+    plotting.title(figure, f"Coordinate check of the {title}: one learning rate for all widths")
     return figure
 
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mlp", "transformer"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, metavar="N")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=0.003, help="learning rate at width 64 (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds to average over (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
     asked = parser.parse_args(given)
+    plotting.matplotlib()  # before anything is trained
     for name in asked.models:
-        settings = (asked.widths, asked.steps, asked.lr, asked.seeds)
-        found = {how: measure(name, how, *settings) for how in parametrized_by(name)}
-        for how, sizes in found.items():
+        found = {case: measure(case, asked.widths, asked.steps, asked.seeds) for case in cases(name)}
+        for case, sizes in found.items():
             slopes = ", ".join(f"{label} {slope:+.2f}" for label, slope in sizes.slopes().items())
-            print(f"{name}, {PARAMETRIZATIONS[how]}: slopes after {asked.steps} steps: {slopes}")
+            print(f"{name}, {case.label}: slopes after {asked.steps} steps: {slopes}")
         with plotting.matplotlib().rc_context(plotting.STYLE):
-            for file in plotting.save(draw(name, found, asked.steps), asked.out / f"coordinate_check_{name}"):
+            for file in plotting.save(draw(found, asked.steps), asked.out / f"coordinate_check_{name}"):
                 print(file)
     return 0
 

@@ -39,6 +39,7 @@ ENGINES = {
         "space.theta.tune=[global]",
         "hypergradient={engine: neumann, terms: 3}",
     ],
+    "mup": [*TUNE, "hypergradient={engine: neumann, terms: 3}", "parametrization=mup", "base_width=2"],
     "schedule": [
         "space.lr.tune=[global]",
         "hypergradient.engine=none",

@@ -1,25 +1,16 @@
-"""Models under μP and u-μP: as the packages mup and unit_scaling have them; configs; coordinate checks."""
+"""Models under μP and u-μP are those of the packages mup and unit_scaling."""
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from laws import assert_close, assert_identical, random
-from short_runs import CONFIGS, state, train
 from torch import Tensor, nn
 from twins import TWINS, Kit, examples, trajectory
 
-from hyperopt_id import cli, mup, rules, trees
-from hyperopt_id.build.names import SCHEMES, build_multipliers, from_config
-from hyperopt_id.build.tasks import PARAMETRIZATIONS, build_task
-from hyperopt_id.config import load
-from hyperopt_id.config_task_checks import PARAMETRIZED
-from hyperopt_id.experiment import run
+from hyperopt_id import mup, rules, trees
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.models import STANDARD, UNIT_SCALED
 from hyperopt_id.trees import Params
@@ -209,143 +200,3 @@ def test_unit_scaled_activations_are_of_size_one_at_any_width():
 def test_convolutions_of_images_cannot_be_unit_scaled():
     with pytest.raises(ValueError, match=r"convolutions\.0\.weight: Conv2d has no multiplier"):
         models.cnn((1, 6, 6), (4,), 3, UNIT_SCALED)
-
-
-# Configs
-
-MUP = ("parametrization=mup", "base_width=16")
-
-
-def config(*overrides: str, data: str = "digits", algorithm: str = "Ours_LR") -> Any:
-    return load([CONFIGS / f"{data}.yaml", CONFIGS / f"{algorithm}.yaml"], overrides)
-
-
-def test_every_combination_that_configs_allow_has_its_parts():
-    pairs = {(name, rule) for name, (_, taken) in PARAMETRIZED.items() for rule in taken}
-    assert pairs == set(SCHEMES)
-    assert set(PARAMETRIZED) == set(PARAMETRIZATIONS)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ("parametrization=muP",),
-            "given 'muP' (text); allowed: standard, mup, umup; did you mean mup",
-        ),
-        (("parametrization=mup",), "base_width: missing; mup needs the width at which"),
-        (("base_width=8",), "base_width: only parametrization = mup has it, but it is standard; set it to null"),
-        ((*MUP, "base_width=0"), "base_width: given 0; allowed: 1 or more"),
-        (
-            (*MUP, "task.model.name=resnet18"),
-            "which task.model.name = resnet18 does not have; take standard, or ",
-        ),
-        ((*MUP, "task.model.sizes=[64, 10]"), "task.model.sizes = [64, 10] has no hidden layer; insert a width"),
-        (
-            ("parametrization=umup",),
-            "given umup, which inner.rule = sgd does not have; take standard or mup, or one of the rules adam, adamw",
-        ),
-        (
-            ("parametrization=umup", "inner.rule=adamw", "task.model.name=cnn"),
-            "which task.model.name = cnn does not have; take standard or mup, or one of the models mlp, transformer",
-        ),
-    ],
-)
-def test_combinations_that_cannot_be(overrides, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
-        config(*overrides)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_toys_have_no_width():
-    with pytest.raises(ValueError, match=r"which task\.name = toy_ridge does not have"):
-        config(*MUP, data="toy_ridge")
-
-
-@pytest.mark.parametrize("model", ["mlp", "cnn", "transformer"])
-def test_a_config_s_factors_are_of_its_model_and_rule(model):
-    for rule, scheme in (("sgd", mup.sgd), ("adamw", mup.adam)):
-        found = config(*MUP, f"inner.rule={rule}", f"task.model.name={model}")
-        task = build_task(found, torch.device("cpu"))
-        shapes = {k: tuple(p.shape) for k, p in task.init(0)[0].items()}
-        assert build_multipliers(found, task) == mup.multipliers(mup.tags(shapes, task.roles, 16), scheme)
-        assert build_multipliers(config(), task) == {}
-
-
-@pytest.mark.parametrize("name", ["mup", "umup"])
-@pytest.mark.parametrize("lift", ["loop", "vmap"])
-def test_runs_under_a_parametrization_learn(name, lift):
-    base = ["base_width=16"] if name == "mup" else []
-    short = ["inner={rule: adamw, updates: 30, compile: off}", f"population={{runs: 2, sample: false, lift: {lift}}}"]
-    model = "task.model.sizes=[64, 32, 32, 10]"
-    found = config(f"parametrization={name}", *base, *short, model, "space.lr.init=1e-2", "space.momentum=null")
-    parts, plan = from_config(found)
-    summary = run(parts, plan)
-    assert (summary["final"]["loss/validation"] < 1.5).all()
-    assert not summary["diverged"].any()
-    assert all(rate != 1e-2 for rate in summary["hyper"]["lr"])
-
-
-ROLES = models.mlp([64, 8, 8, 10]).roles
-
-
-def _at(shapes: dict[str, tuple[int, ...]], width: int) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(width if size == 32 else size for size in shape) for k, shape in shapes.items()}
-
-
-def test_a_replay_has_the_factors_of_the_model_that_it_trains(tmp_path: Path):
-    """Of the same model it repeats the run; of a wider one it takes the factors of that."""
-    options = [*MUP, "dtype=float64", "space.lr.tune=[global]", "hypergradient={engine: neumann, terms: 2}"]
-    directory = train(tmp_path / "run", "task.model.sizes=[64, 8, 8, 10]", *options)
-    found = {}
-    for width in (8, 32):
-        place = ["-n", str(width), "-s", f"task.model.sizes=[64, {width}, {width}, 10]"]
-        assert cli.main(["replay", str(directory), *place]) == 0
-        found[width] = state(tmp_path / str(width))["run"]["z"]
-    assert_close(found[8]["params"], state(directory)["run"]["z"]["params"], 1e-10)
-    rates = {width: z["state"]["groups"]["lr"][0] for width, z in found.items()}  # a group for each parameter
-    shapes = {k: tuple(p.shape[1:]) for k, p in found[32]["params"].items()}
-    factors = {w: mup.multipliers(mup.tags(_at(shapes, w), ROLES, 16), mup.sgd)["lr"].values() for w in rates}
-    ratio = [wide / narrow for narrow, wide in zip(*factors.values())]
-    assert len(set(ratio)) > 1
-    assert_close(rates[32] / rates[8], torch.tensor(ratio), 1e-12)
-
-
-# Coordinates
-
-
-@pytest.fixture(scope="module")
-def check() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "coordinate_check.py"
-    spec = importlib.util.spec_from_file_location("coordinate_check", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["coordinate_check"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SLOPES = {"mlp": (64, 256, 1024), "cnn": (64, 128, 256), "transformer": (64, 128, 256)}
-
-
-@pytest.mark.parametrize("name", SLOPES)
-def test_activations_grow_with_the_width_under_the_standard_parametrization_alone(check, name):
-    torch.set_default_dtype(torch.float32)
-    for how in check.parametrized_by(name):
-        slopes = check.measure(name, how, SLOPES[name], seeds=2).slopes()
-        if how == "standard":
-            assert max(slopes.values()) > 0.7, slopes
-        else:
-            *hidden, output = slopes.values()
-            assert max(map(abs, hidden)) < 0.2, (how, slopes)
-            assert abs(output) < 0.3, (how, slopes)
-
-
-def test_the_figure_of_a_coordinate_check(check, tmp_path, capsys):
-    torch.set_default_dtype(torch.float32)
-    pytest.importorskip("matplotlib", reason="figures need it")
-    assert check.main(["--models", "mlp", "--widths", "64", "96", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    assert {file.suffix for file in tmp_path.iterdir()} == {".pdf", ".png"}
-    assert capsys.readouterr().out.startswith("mlp, standard: slopes after 5 steps: layer 1 ")
