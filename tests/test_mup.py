@@ -1,48 +1,16 @@
-"""μP and u-μP as factors: the table of the schemes, tags, and the laws of scaled rules, which every engine can tune."""
-
-import math
+"""μP and u-μP as factors: the table of the schemes, tags, and what the factors are for."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import (
-    BATCHES,
-    GRANULARITIES,
-    LIFTS,
-    RULES,
-    TARGET,
-    assert_close,
-    assert_identical,
-    differences,
-    directions,
-    dynamics,
-    initial,
-    penalized,
-    random,
-    raw_values,
-    space,
-    step,
-    trained,
-)
+from laws import assert_close, initial, random
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 
-from hyperopt_id import hypergrad, mup, population, rules, trees
+from hyperopt_id import mup, rules
 from hyperopt_id.mup import Tag
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.models import STANDARD
 from hyperopt_id.trees import Params
-
-FACTORS = {"layer.weight": 0.25, "layer.bias": 3.0, "unused": 1.0}
-MULTIPLIERS = {"lr": FACTORS, "weight_decay": {k: 1.0 / c for k, c in FACTORS.items()}}
-SOME = ("sgd", "nesterov", "adamw", "clipped adam")  # of the rules
-ENGINES = {
-    "neumann": hypergrad.neumann(3),
-    "neumann, carried": hypergrad.neumann(3, carry_state=True),
-    "one_step": hypergrad.one_step(),
-    "unroll": hypergrad.unroll(3),
-    "forward": hypergrad.forward(3),
-}
 
 # Schemes
 
@@ -135,125 +103,9 @@ def test_factors_that_cannot_be():
     with pytest.raises(ValueError, match=r"no fan-in for a weight of shape \[\]"):
         mup.unit_adam(Tag("hidden", (), ()))
     with pytest.raises(ValueError, match="multipliers of momentum, but the rule has lr, weight_decay, beta1"):
-        mup.scaled(rules.adam(), {"momentum": FACTORS})
+        mup.scaled(rules.adam(), {"momentum": {}})
     with pytest.raises(ValueError, match=r"multipliers of lr lack the parameter layer\.bias"):
         mup.scaled(rules.adam(), {"lr": {"layer.weight": 1.0}}).init(initial())
-
-
-# Scaled rules
-
-
-def scaled(name: str) -> rules.UpdateRule:
-    return mup.scaled(RULES[name], MULTIPLIERS)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("name", RULES)
-def test_a_scaled_rule_is_the_rule_at_scaled_values(name, granularity):
-    rule, z = RULES[name], trained(RULES[name])
-    own = space(rule, GRANULARITIES[granularity])
-    hyper = own.constrain(raw_values(own, z.params), z.params)
-    factors = {h: MULTIPLIERS.get(h, dict.fromkeys(FACTORS, 1.0)) for h in rule.hyperparameters}
-    times = {h: {k: x * factors[h][k] for k, x in values.items()} for h, values in hyper.items()}
-    assert_close(
-        scaled(name).update(z.params, initial(7), z.state, hyper),
-        rule.update(z.params, initial(7), z.state, times),
-        1e-15,
-    )
-    ones = {h: dict.fromkeys(FACTORS, 1.0) for h in MULTIPLIERS}
-    same = mup.scaled(rule, ones).update(z.params, initial(7), z.state, hyper)
-    assert_identical(same, rule.update(z.params, initial(7), z.state, hyper))
-
-
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.derivative is not None])
-def test_a_scaled_closed_form_is_that_of_the_scaled_update(name):
-    rule, z = scaled(name), trained(RULES[name])
-    hyper = {
-        h: {k: random(*p.shape, seed=20 + i).abs() for k, p in z.params.items()}
-        for i, h in enumerate(rule.hyperparameters)
-    }
-    new, pull = torch.func.vjp(lambda p, g, h: rule.update(p, g, z.state, h)[0], z.params, initial(9), hyper)
-    along, across, by_hyper = pull(trees.map(torch.ones_like, new))
-    assert rule.derivative is not None
-    point = (z.params, initial(9), z.state, hyper)
-    assert_close(rule.derivative.diagonals(*point), (along, across), 1e-14)
-    assert_close(rule.derivative.hyper(*point), by_hyper, 1e-14)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("name", SOME)
-def test_engines_differentiate_scaled_rules(name, granularity):
-    """Unrolled and forward against autograd and differences through the loop; K terms against K steps of the same."""
-    rule = scaled(name)
-    own = space(rule, GRANULARITIES[granularity])
-    z = trained(RULES[name])
-    raw = raw_values(own, z.params)
-    tuned = own.tuned(raw)
-
-    def value(learned):
-        after, everything = z, {**raw, **learned}
-        for batch in BATCHES[:3]:
-            after = step(rule, own, after, everything, batch)
-        return penalized(after.params, {}, everything, TARGET)
-
-    expected = torch.func.grad(value)(tuned)
-    for engine in (hypergrad.unroll(3), hypergrad.forward(3)):
-        found = engine.call(dynamics(rule, own), penalized, z, raw, BATCHES[:3], TARGET)
-        assert_close(found.hypergradient, expected)
-    direction = directions(tuned)
-    assert_close(trees.inner(expected, direction), differences(value, tuned, direction), 1e-7)
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("engine", ["neumann", "neumann, carried"])
-def test_the_series_of_a_scaled_rule_is_that_of_the_rule_with_values_of_its_own(engine, name):
-    """With a value for every tensor, factors are offsets of log10, so that both spaces hold the same maps."""
-    offsets = space(RULES[name], ("tensor",))
-    z = trained(RULES[name])
-    raw = offsets.init(z.params)
-    shifted = raw | {
-        f"{h}/tensor/{k}": torch.tensor(math.log10(c), dtype=torch.float64)
-        for h, factors in MULTIPLIERS.items()
-        for k, c in factors.items()
-    }
-    call = ENGINES[engine].call
-    found = call(dynamics(scaled(name), offsets), penalized_by_nothing, z, raw, BATCHES[:1], TARGET)
-    expected = call(dynamics(RULES[name], offsets), penalized_by_nothing, z, shifted, BATCHES[:1], TARGET)
-    assert_close(found.hypergradient, expected.hypergradient, 1e-12)
-    assert_close(found.z, expected.z, 1e-13)
-
-
-def penalized_by_nothing(params, buffers, raw, rows) -> Tensor:
-    return penalized(params, buffers, {}, rows)
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_vmap_equals_loop(engine, name):
-    rule, call = scaled(name), ENGINES[engine].call
-    own = space(rule, GRANULARITIES["tensor" if engine == "forward" else "sum of all"])
-    members = [trained(RULES[name], seed=seed) for seed in (3, 30)]
-    raws = [raw_values(own, z.params, 11 * r) for r, z in enumerate(members)]
-    batches = BATCHES[: ENGINES[engine].window]
-    alone, together = (dynamics(rule, own, how) for how in LIFTS)
-    expected = [call(alone, penalized, z, raw, batches, TARGET) for z, raw in zip(members, raws)]
-    lifted = lambda *arguments: population.lift(penalized, "vmap")(*arguments)  # noqa: E731
-    stacked = (trees.stack(members), trees.stack(raws), [torch.stack([b] * 2) for b in batches])
-    found = call(together, lifted, *stacked, torch.stack([TARGET] * 2))
-    assert_close(tuple(found), tuple(trees.stack(expected)), 1e-12)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_compiled_step_holds_for_the_values_of_every_step(name):
-    """One program, which is not compiled anew when hyperparameters are other tensors."""
-    counter = CompileCounter()
-    rule, z, own = scaled(name), trained(RULES[name]), space(RULES[name], ("global",))
-    compiled = torch.compile(rule.update, backend=counter, fullgraph=True)
-    for seed in range(3):
-        hyper = own.constrain(raw_values(own, z.params, seed), z.params)
-        found = compiled(z.params, initial(7), z.state, hyper)
-        assert_close(found, rule.update(z.params, initial(7), z.state, hyper), 1e-13)
-    assert counter.frame_count == 1
 
 
 # What the factors are for
