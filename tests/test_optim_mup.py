@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from laws import assert_close, assert_identical
 from torch import nn
 from twins import TWINS, Kit, in_order, trajectory
@@ -55,6 +57,27 @@ def test_a_model_of_the_package_mup_trains_as_by_its_optimizers(package, name, c
     assert type(optimizer) is type(twin)
     assert_close(in_order(ours, optimizer), in_order(theirs, twin), 1e-14)
     assert_close(trajectory(ours, optimizer, name), trajectory(theirs, twin, name), 1e-11)
+
+
+DIMENSIONS = st.tuples(st.sampled_from([None, 2, 5]), st.integers(1, 12))  # base size, size
+SHAPES = st.lists(DIMENSIONS, max_size=5).filter(lambda shape: sum(base is not None for base, _ in shape) <= 2)
+
+
+@pytest.mark.parametrize("method", ["MuAdam", "MuSGD"])
+@given(shapes=st.lists(SHAPES, min_size=1, max_size=6))
+def test_groups_are_those_of_the_package_for_all_shapes(package, method, shapes):
+    parameters = [nn.Parameter(torch.zeros([size for _, size in shape])) for shape in shapes]
+    for parameter, shape in zip(parameters, shapes):
+        infinite = [package.infshape.InfDim(*dimension) for dimension in shape]
+        parameter.infshape = package.infshape.InfShape(infinite)  # type: ignore[attr-defined]
+    ours, theirs = (
+        [
+            (*map(id, group["params"]), f"{group['lr']:.12g}", f"{group['weight_decay']:.12g}")
+            for group in getattr(source, method)(parameters, lr=0.1, weight_decay=0.01).param_groups
+        ]
+        for source in (optim, package)
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("width", [BASE, WIDTH])
@@ -111,8 +134,8 @@ def test_decay_that_the_rate_does_not_multiply_stays_what_it_is(package):
 @pytest.mark.parametrize("method", ["MuAdamW", "MuSGD"])
 def test_parameters_with_names(package, method):
     named = list(prepared(package, "mlp").named_parameters())
-    for given in (named, [{"params": [member]} for member in named]):
-        groups = getattr(optim, method)(given).param_groups
+    for members in (named, [{"params": [member]} for member in named]):
+        groups = getattr(optim, method)(members).param_groups
         assert {name for group in groups for name in group["param_names"]} == {name for name, _ in named}
 
 

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from laws import assert_close, assert_identical
 from torch import Tensor, nn
 from twins import in_order, trajectory
 
 from hyperopt_id import optim
+from hyperopt_id.optim.tags import TYPES
 
 WIDTH = 12
+DEPTHS = st.none() | st.integers(1, 20)
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("Adam", {"lr": 0.1, "weight_decay": 0.001}),
     "adamw": ("AdamW", {"lr": 0.1, "weight_decay": 0.01, "betas": (0.8, 0.9)}),
@@ -113,6 +117,16 @@ def test_scaled_parameters_are_the_groups_of_the_package(unit, name):
                     assert mine["params"][0] is its["params"][0]
                     assert_close([mine["lr"], mine["weight_decay"]], [its["lr"], its["weight_decay"]], 1e-14)
                     assert mine.get("betas") == its.get("betas")
+
+
+@pytest.mark.parametrize("constraint", [None, "to_output_scale"])
+@given(kind=st.sampled_from(TYPES), shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), depth=DEPTHS)
+def test_factors_are_those_of_the_package_for_all_shapes(unit, constraint, kind, shape, depth):
+    parameter = unit.Parameter(torch.zeros(shape), kind, depth)
+    for name in ("lr_scale_for_depth", "lr_scale_func_adam"):
+        assert getattr(optim, name)(parameter) == pytest.approx(getattr(unit.optim, name)(parameter), rel=1e-14)
+    ours, theirs = (source.lr_scale_func_sgd(constraint)(parameter) for source in (optim, unit.optim))
+    assert ours == pytest.approx(theirs, rel=1e-14)
 
 
 def test_independent_decay_is_the_same_for_all_and_at_any_rate(unit):
