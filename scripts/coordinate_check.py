@@ -59,7 +59,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], ...]] = {  # s
 }
 RATES = {  # at width 64, for all parametrizations
     "adam": {"mlp": 0.003, "cnn": 0.003, "transformer": 0.003},
-    "sgd": {"mlp": 3.0, "cnn": 1.0, "transformer": 0.1},
+    "sgd": {"mlp": 3.0, "cnn": 1.0, "transformer": 0.15},
 }
 LOOKS = (  # by layer, from the first to the last
     Look("", style.SKY, style.SOLID, "o"),
@@ -150,7 +150,7 @@ def _optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
 def draw(found: dict[Case, Sizes], steps: int) -> Any:
     """A panel for each case of a model; dotted: at the start."""
     columns = len({case.parametrization for case in found})
-    figure, axes = plotting.new_figure(len(found), across=columns, sharex=True, sharey=True)
+    figure, axes = plotting.new_figure(len(found), across=columns, sharey=True)
     layers = list(next(iter(found.values())).layers)
     looks = dict(zip(layers, [*LOOKS[: len(layers) - 1], LOOKS[-1]]))
     looks = {label: look._replace(label=label) for label, look in looks.items()}
@@ -160,10 +160,11 @@ def draw(found: dict[Case, Sizes], steps: int) -> Any:
             plotting.curve(panel, widths, size[:, -1], looks[label])
             if size[:, 0].all():  # outputs of zero have no logarithm
                 panel.plot(widths, size[:, 0], color=looks[label].color, ls=style.DOTTED, lw=1.0)
-        panel.set(title=case.label, xlabel="width", xscale="log", yscale="log", ylabel="mean |activation|")
+        panel.set(title=case.label, xlabel="width", xscale="log", yscale="log")
         panel.set_xticks(widths, [str(width) for width in widths])
         panel.minorticks_off()
-        panel.label_outer()
+    for panel in axes[::columns]:
+        panel.set_ylabel("mean |activation|")
     plotting.legend(figure, looks, title=f"after {steps} steps\n(dotted: at the start)", alignment="left")
     name = next(iter(found)).model
     title = name if name == "transformer" else name.upper()

@@ -106,10 +106,10 @@ def test_scaled_parameters_are_the_groups_of_the_package(unit, name):
     groups = [{"params": list(model.parameters()), "lr": 0.5, "betas": (0.5, 0.5)}]
     for ours, theirs in functions:
         assert [ours(p) for p in model.parameters()] == pytest.approx([theirs(p) for p in model.parameters()])
-        for given in (list(model.parameters()), groups):
+        for members in (list(model.parameters()), groups):
             for independent in (True, False):
                 made = [
-                    source.scaled_parameters(given, function, 0.1, 0.2, independent)
+                    source.scaled_parameters(members, function, 0.1, 0.2, independent)
                     for source, function in ((optim, ours), (optim_of_package, theirs))
                 ]
                 for mine, its in zip(*made, strict=True):

@@ -31,15 +31,15 @@ def tag_parameters(
     of the parameters are by default those that the model states, as models of this package do in `model.roles`. `depth`
     is for a residual stack that u-μP is to scale: a part of a model, tagged again with `roles` by its own names.
     """
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    if isinstance(base, nn.Module):
-        base_shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
-        tags = mup.tags(shapes, roles or getattr(model, "roles", {}), base_shapes)
-    else:
-        tags = mup.tags(shapes, roles or getattr(model, "roles", {}), base)
+    reference = base if isinstance(base, int) else _shapes(base)
+    tags = mup.tags(_shapes(model), roles or getattr(model, "roles", {}), reference)
     for name, parameter in model.named_parameters():
         parameter.scaling_tag = tags[name]._replace(depth=depth)  # type: ignore[attr-defined]
     return model
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def width_tag(parameter: Tensor) -> Tag | None:

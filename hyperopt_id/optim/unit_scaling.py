@@ -4,8 +4,8 @@ r"""u-μP for optimizers of `torch.optim`: parameter groups with a learning rate
 
 with \(c_k\) of `mup.unit_adam` or `mup.unit_sgd` (arXiv 2407.17465), so that the decay of a step of AdamW is
 \(\xi\) as long as the learning rate is what it started with. Names and arguments are those of the package unit_scaling.
-Parameters say their type by `mup_type` and `mup_scaling_depth`, as that package's do, or by `tag_parameters`. Those that
-are added later keep the settings they come with.
+Parameters say their type by `mup_type` and `mup_scaling_depth`, as that package's do, or by `tag_parameters`. Those
+that are added later keep the settings they come with.
 """
 
 from __future__ import annotations
