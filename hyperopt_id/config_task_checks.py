@@ -72,6 +72,11 @@ def _parametrization(config: Config) -> Iterator[Problem]:
     if name == "mup" and base is None:
         text = "missing; mup needs the width at which it is the standard parametrization, such as 64 (or 1, for mulo)"
         yield ("base_width", "parametrization"), text
+    if name == "mup" and rule == "mulo" and base not in (None, 1):
+        text = (
+            f"given {base}, but inner.rule = mulo divides the rate of a hidden matrix by its whole fan-in; set it to 1"
+        )
+        yield ("base_width", "inner.rule"), text
     if model.name == "mlp" and len(model.sizes or ()) == 2:
         keys = ("parametrization", "task.model.sizes")
         yield keys, f"given {name}, but task.model.sizes = {_shown(model.sizes)} has no hidden layer; insert a width"

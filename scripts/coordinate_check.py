@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout that is not installed
 
+from transfer_results import LOOKS, PARAMETRIZATIONS
+
 from hyperopt_id import optim
 from hyperopt_id.analysis import plotting, style
 from hyperopt_id.analysis.style import Look
@@ -34,7 +36,6 @@ from hyperopt_id.tasks.digits import digits
 WIDTHS = (64, 128, 256, 512, 1024)
 BASE = 64
 BATCH = 100
-PARAMETRIZATIONS = {"standard": "standard", "mup": "μP", "umup": "u-μP"}
 HOW = {"standard": models.STANDARD, "mup": models.mup(BASE), "umup": models.UNIT_SCALED}
 Make = Callable[[int, models.Parametrization], nn.Module]
 MODELS: dict[str, tuple[Make, dict[str, str]]] = {  # width -> model; its modules that are looked at, with labels
@@ -61,12 +62,6 @@ RATES = {  # at width 64, for all parametrizations
     "adam": {"mlp": 0.003, "cnn": 0.003, "transformer": 0.003},
     "sgd": {"mlp": 3.0, "cnn": 1.0, "transformer": 0.15},
 }
-LOOKS = (  # by layer, from the first to the last
-    Look("", style.SKY, style.SOLID, "o"),
-    Look("", style.BLUE, style.DASHED, "s"),
-    Look("", style.INDIGO, style.MIXED, "^"),
-    Look("", style.VERMILLION, style.SOLID, "D"),
-)
 
 
 class Case(NamedTuple):
@@ -152,8 +147,8 @@ def draw(found: dict[Case, Sizes], steps: int) -> Any:
     columns = len({case.parametrization for case in found})
     figure, axes = plotting.new_figure(len(found), across=columns, sharey=True)
     layers = list(next(iter(found.values())).layers)
-    looks = dict(zip(layers, [*LOOKS[: len(layers) - 1], LOOKS[-1]]))
-    looks = {label: look._replace(label=label) for label, look in looks.items()}
+    chosen = [*LOOKS[: len(layers) - 1], LOOKS[-1]]  # outputs have the last
+    looks = {label: Look(label, *look) for label, look in zip(layers, chosen)}
     for panel, (case, sizes) in zip(axes, found.items()):
         widths = np.array(sizes.widths)
         for label, size in sizes.layers.items():

@@ -39,6 +39,7 @@ def test_every_combination_that_configs_allow_has_its_parts():
         ),
         (("parametrization=mup",), "base_width: missing; mup needs the width at which"),
         (("base_width=8",), "base_width: only parametrization = mup has it, but it is standard; set it to null"),
+        ((*MUP, "inner.rule=mulo"), "base_width: given 16, but inner.rule = mulo divides the rate of a hidden matrix"),
         ((*MUP, "base_width=0"), "base_width: given 0; allowed: 1 or more"),
         (
             (*MUP, "task.model.name=resnet18"),
