@@ -30,6 +30,7 @@ from hyperopt_id import optim
 from hyperopt_id.analysis import plotting, style
 from hyperopt_id.analysis.style import Look
 from hyperopt_id.config_task_checks import PARAMETRIZED
+from hyperopt_id.options import ended
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.digits import digits
 
@@ -120,7 +121,7 @@ def _trained(case: Case, width: int, steps: int, seed: int) -> dict[str, list[fl
     for module, label in labels.items():
         model.get_submodule(module).register_forward_hook(_recording(sizes[label]))
     for step in range(steps + 1):
-        rows = slice(step * BATCH, (step + 1) * BATCH)
+        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(data.inputs)
         loss = F.cross_entropy(model(data.inputs[rows]), data.targets[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -167,7 +168,7 @@ def draw(found: dict[Case, Sizes], steps: int) -> Any:
     return figure
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def run(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, metavar="N")
@@ -175,6 +176,10 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds to average over (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
     asked = parser.parse_args(given)
+    if len(set(asked.widths)) < 2 or min(asked.widths) < 1:
+        raise ValueError(f"--widths: given {asked.widths}; a slope needs two or more different ones, each 1 or more")
+    if min(asked.steps, asked.seeds) < 1:
+        raise ValueError(f"--steps, --seeds: given {asked.steps} and {asked.seeds}; allowed: 1 or more")
     plotting.matplotlib()  # before anything is trained
     for name in asked.models:
         found = {case: measure(case, asked.widths, asked.steps, asked.seeds) for case in cases(name)}
@@ -184,7 +189,10 @@ def main(given: Sequence[str] | None = None) -> int:
         with plotting.matplotlib().rc_context(plotting.STYLE):
             for file in plotting.save(draw(found, asked.steps), asked.out / f"coordinate_check_{name}"):
                 print(file)
-    return 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    return ended(lambda: run(given))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,25 @@ def test_activations_grow_with_the_width_under_the_standard_parametrization_alon
 
 
 def test_the_figure_of_a_coordinate_check(tmp_path, capsys):
-    assert check.main(["--models", "mlp", "--widths", "64", "96", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    short = ["--widths", "64", "96", "--seeds", "1", "--steps", "20"]  # more than an epoch
+    assert check.main(["--models", "mlp", *short, "--out", str(tmp_path)]) == 0
     assert {file.suffix for file in tmp_path.iterdir()} == {".pdf", ".png"}
-    assert capsys.readouterr().out.startswith("mlp, standard, Adam: slopes after 5 steps: layer 1 ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("mlp, standard, Adam: slopes after 20 steps: layer 1 ")
+    assert "nan" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--widths", "64"], "--widths: given [64]; a slope needs two or more"),
+        (["--widths", "0", "64"], "--widths: given [0, 64]; a slope needs"),
+        (["--seeds", "0"], "--steps, --seeds: given 5 and 0; allowed: 1 or more"),
+        (["--models", "transformer", "--widths", "65", "66"], "embedding 65 must be a multiple of heads 4"),
+    ],
+)
+def test_a_mistake_is_one_line(options, message, tmp_path, capsys):
+    assert check.main([*options, "--out", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert message in error
+    assert not list(tmp_path.iterdir())
