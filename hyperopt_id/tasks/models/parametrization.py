@@ -39,7 +39,8 @@ STANDARD = Parametrization(lambda parameter, role, beside, n: None, lambda role,
 
 
 def mup(base_width: int) -> Parametrization:
-    """The maximal update parametrization; at the base width only outputs and attention differ from the standard one."""
+    """The maximal update parametrization; only outputs and attention differ from the standard one where all dimensions
+    that grow have the base width."""
 
     def start(parameter: Tensor, role: str, beside: str, n: int) -> None:
         if beside == "output":
