@@ -19,13 +19,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 logger = logging.getLogger("hyperopt_id")
 CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
-NVCC_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-allow-unsupported-compiler")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"(.+)"', re.MULTILINE)
 _DIGEST = hashlib.sha256().digest_size
 
@@ -41,9 +42,29 @@ def cpu_library(source: Path) -> ctypes.CDLL:
 
 
 @functools.cache
-def cuda_library(source: Path, architectures: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of a CUDA source for compute capabilities, as "90", and later ones, made with $NVCC, else nvcc."""
-    return library(source, "NVCC", ("nvcc",), cuda_flags(architectures))
+def cuda_library(source: Path, capability: str) -> ctypes.CDLL:
+    """The library of a CUDA source for a compute capability, as "90", made with the first of `cuda_compilers`."""
+    with contextlib.suppress(NoCompiler):
+        capability = newest_architecture(find_compiler("NVCC", cuda_compilers()), capability)
+    return library(source, "NVCC", cuda_compilers(), cuda_flags([capability]))
+
+
+def cuda_compilers() -> list[str]:
+    """Commands for where nvcc may be: $CUDA_HOME, the path, its usual folder, a Python package (not set up to link)."""
+    folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    packages = sorted(map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvcc")))
+    return [
+        *(shlex.quote(f"{folder}/bin/nvcc") for folder in folders),
+        "nvcc",
+        "/usr/local/cuda/bin/nvcc",
+        *(shlex.join([nvcc, f"-L{Path(nvcc).parents[1] / 'lib'}"]) for nvcc in packages),
+    ]
+
+
+def newest_architecture(nvcc: str, capability: str) -> str:
+    """The newest one that nvcc knows and a device of this capability can run."""
+    known = re.findall(r"^compute_(\d+)$", run(nvcc, "--list-gpu-arch").stdout, re.MULTILINE)
+    return max((number for number in known if int(number) <= int(capability)), key=int, default=capability)
 
 
 def cuda_flags(architectures: Sequence[str]) -> tuple[str, ...]:
@@ -77,7 +98,7 @@ def find_compiler(variable: str, names: Sequence[str]) -> str:
 
 def load(source: Path, compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
     """Compile unless the cache has the library, and load it."""
-    folder, maker = cache_folder(), _hash(compiler, _run(compiler, "--version").stdout)
+    folder, maker = cache_folder(), _hash(compiler, run(compiler, "--version").stdout)
     path = folder / f"{_name(source, flags)}-{maker}.so"
     try:
         if not _is_whole(path):
@@ -96,7 +117,7 @@ def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) ->
     logger.info("compiling %s with %s, once", source.name, compiler)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / path.name
-        done = _run(compiler, *flags, str(source), "-o", str(partial))
+        done = run(compiler, *flags, str(source), "-o", str(partial))
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
             first = next((line for line in lines if "error:" in line), lines[0])
@@ -152,7 +173,7 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _run(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C"}  # errors in English, where "error:" is found
     command = [*shlex.split(compiler), *arguments]
     try:

@@ -59,7 +59,7 @@ def step(
     with torch.cuda.device(params[0].device):
         stream = torch.cuda.current_stream()
         tensors = (params, gradients, momentum, square, row, column)
-        used = launch(library(), tensors, theta, rates, steps, step_multiplier, stream.cuda_stream)
+        used = launch(_loaded(theta.get_device()), tensors, theta, rates, steps, step_multiplier, stream.cuda_stream)
         if _capturing(theta.device):
             _captured.append(used)
         else:
@@ -68,13 +68,23 @@ def step(
 
 
 def library() -> ctypes.CDLL:
-    """The kernels for the current device, compiled when they are needed for the first time."""
+    """The kernels for the current device, compiled when they are needed for the first time, and loaded there."""
     if not torch.cuda.is_available():
         raise compiler.NoCompiler("torch sees no CUDA device")
-    major, minor = torch.cuda.get_device_capability()
+    return _loaded(torch.cuda.current_device())
+
+
+@functools.cache
+def _loaded(device: int) -> ctypes.CDLL:
+    """A driver that is older than nvcc, say, cannot load the kernels: better known now than at the first step."""
+    major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise compiler.NoCompiler(f"the CUDA kernel needs compute capability 8.0, this device has {major}.{minor}")
-    return compiler.cuda_library(SOURCE, (f"{major}{minor}",))
+    kernels = compiler.cuda_library(SOURCE, f"{major}{minor}")
+    kernels.hyperopt_id_mulo_cuda_error.restype = ctypes.c_char_p
+    if failed := kernels.hyperopt_id_mulo_cuda_load(ctypes.c_int64(device)):
+        raise compiler.NoCompiler(f"the compiled CUDA kernel cannot be loaded: {_description(kernels, failed)}")
+    return kernels
 
 
 def launch(
@@ -103,7 +113,7 @@ def launch(
         ctypes.c_float(step_multiplier),
         ctypes.c_void_p(stream),
     )
-    _raise_if(failed)
+    _raise_if(kernels, failed)
     return arrays
 
 
@@ -152,13 +162,17 @@ def _uploaded(kernels: ctypes.CDLL, device: torch.device, stream: int, integers:
         ctypes.c_int64(len(integers)),
         ctypes.c_void_p(stream),
     )
-    _raise_if(failed)
+    _raise_if(kernels, failed)
     return table
 
 
-def _raise_if(failed: int) -> None:
+def _raise_if(kernels: ctypes.CDLL, failed: int) -> None:
     if failed:
-        raise RuntimeError(f"a CUDA kernel of the learned optimizer could not be launched: CUDA error {failed}")
+        raise RuntimeError(f"MuLO: the CUDA kernel cannot be launched: {_description(kernels, failed)}")
+
+
+def _description(kernels: ctypes.CDLL, failed: int) -> str:
+    return f"CUDA error {failed}, {kernels.hyperopt_id_mulo_cuda_error(failed).decode()}"
 
 
 def _kept(found: OrderedDict[Any, Kept], key: tuple, make: Callable[[], Kept], device: torch.device) -> Kept:

@@ -360,16 +360,25 @@ __device__ void move_chunk(const Step& step, const Leaf& leaf, int64_t index, Ne
   }
 }
 
-template <class Precision, int PHASE>
-__global__ void __launch_bounds__(MOVE_BLOCK, Precision::RESIDENT) move(const Step step) {
-  __shared__ Network<Precision> net;
+template <class Precision>
+__device__ void move_all(const Step& step, int phase, Network<Precision>& net) {
   prepare(step, net);
-  each_task(step, PHASE, MOVE_WARPS, [&](const Task& task) {
+  each_task(step, phase, MOVE_WARPS, [&](const Task& task) {
     const Leaf leaf(step, task.tensor);
     prepare_job(step, task, leaf, net.jobs[threadIdx.x / WARP]);
     if (leaf.t.packed()) move_chunk(step, leaf, task.index, net);
     else move_tile(step, leaf, net);
   });
+}
+
+__global__ void __launch_bounds__(MOVE_BLOCK, Float16::RESIDENT) move(const Step step) {
+  __shared__ Network<Float16> net;
+  move_all(step, MOVE, net);
+}
+
+__global__ void __launch_bounds__(MOVE_BLOCK, SplitFloat16::RESIDENT) move_split(const Step step) {
+  __shared__ Network<SplitFloat16> net;
+  move_all(step, MOVE_SPLIT, net);
 }
 
 }  // namespace

@@ -218,3 +218,38 @@ def test_kernels_are_compiled_ahead_of_time(cache, monkeypatch, capsys):
         "cpu: no compiler found: CXX=nowhere",
         "abacus: there is no kernel for abacus",
     ]
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch):
+    """One that knows two architectures and says what it is asked for."""
+    script, log = tmp_path / "cuda 13" / "bin" / "nvcc", tmp_path / "log"
+    script.parent.mkdir(parents=True)
+    known = "printf 'compute_80\\ncompute_90\\n'"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *--version*) echo 13; exit;; *--list-gpu-arch*) {known}; exit;; esac\n'
+        f'echo "$*" >> "{log}"\nfor word; do last=$word; case $word in *.cpp) source=$word;; esac; done\n'
+        'exec c++ -shared -fPIC "$source" -o "$last"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.delenv("NVCC", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(script.parents[1]))
+    return log
+
+
+@pytest.mark.parametrize(("capability", "architecture"), [("80", "80"), ("86", "80"), ("90", "90"), ("121", "90")])
+def test_a_gpu_newer_than_nvcc_has_what_its_driver_compiles(source, nvcc, capability, architecture):
+    assert compiler.cuda_library.__wrapped__(source, capability).answer() == 42
+    assert f"-gencode=arch=compute_{architecture},code=[sm_{architecture},compute_{architecture}]" in nvcc.read_text()
+
+
+def test_nvcc_may_be_a_package_of_python(nvcc, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "nvidia" / "cu13" / "bin" / "nvcc"
+    package.parent.mkdir(parents=True)
+    package.symlink_to(tmp_path / "cuda 13" / "bin" / "nvcc")
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "site"))
+    *_, last = compiler.cuda_compilers()
+    assert last == f"{package} -L{package.parents[1] / 'lib'}"
+    assert compiler.find_compiler("NVCC", [last]) == last
