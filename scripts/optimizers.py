@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import Counter
 from functools import partial
 
 import torch
@@ -10,11 +11,11 @@ from measuring import Loop, Row, compare
 from torch import nn
 
 from hyperopt_id import mulo
+from hyperopt_id.kernels import mulo_cuda
 from hyperopt_id.optim import MuLO
 
 Parameters = list[nn.Parameter]
 Shapes = list[tuple[int, ...]]
-MuLORule = partial(MuLO, impl="torch")
 WORKLOADS: dict[str, dict[str, Shapes]] = {  # by device
     "cpu": {
         "three linear layers 768 × 768": [(768, 768), (768,)] * 3,
@@ -40,21 +41,24 @@ def mulo_table(device: str, rounds: int) -> list[Row]:
 
 
 def _rows(shapes: Shapes, device: str, rounds: int) -> list[Row]:
-    theta = mulo.untrained()
-    contestants: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
-        "MuLO, kernel": partial(MuLO, weights=theta, impl=device),  # type: ignore[arg-type]
-        "MuLO, rule in PyTorch": partial(MuLORule, weights=theta),
-        "torch.optim.Adam(fused=True)": partial(torch.optim.Adam, fused=True),
-        "torch.optim.Adam": torch.optim.Adam,
+    kernel = partial(MuLO, weights=mulo.untrained(), impl=device)  # type: ignore[arg-type]
+    rule = partial(MuLO, weights=mulo.untrained(), impl="torch")
+    loops = {"MuLO, kernel": _stepping(kernel(_parameters(shapes, device)))}
+    if device == "cuda":
+        loops["MuLO, kernel, split operands"] = _split(_stepping(kernel(_parameters(shapes, device))))
+        loops["MuLO, kernel, in a graph"] = _captured(kernel(_parameters(shapes, device)))
+    loops |= {
+        "MuLO, rule in PyTorch": _stepping(rule(_parameters(shapes, device))),
+        "torch.optim.Adam(fused=True)": _stepping(torch.optim.Adam(_parameters(shapes, device), fused=True)),
+        "torch.optim.Adam": _stepping(torch.optim.Adam(_parameters(shapes, device))),
     }
-    optimizers = {name: make(_parameters(shapes, device)) for name, make in contestants.items()}
-    measured = compare({name: _stepping(each) for name, each in optimizers.items()}, 3, rounds, device)
+    measured = compare(loops, 3 if device == "cpu" else 10, rounds, device)
     numbers = sum(torch.Size(shape).numel() for shape in shapes)
     rows: list[Row] = []
     for name, values in measured.items():
         row: Row = {"contestant": name, "milliseconds": values["microseconds"] / 1e3}
         row |= {"ns a parameter": 1e3 * values["microseconds"] / numbers, "ratio": values["ratio"]}
-        rows.append(row | ({"launches": _launches(optimizers[name])} if device == "cuda" else {}))
+        rows.append(row | (_launches(loops[name]) if device == "cuda" else {}))
     return rows
 
 
@@ -74,9 +78,40 @@ def _stepping(optimizer: torch.optim.Optimizer) -> Loop:
     return loop
 
 
-def _launches(optimizer: torch.optim.Optimizer) -> int:
-    """Kernels and copies of one step on the device."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+def _split(loop: Loop) -> Loop:
+    """With split operands for large tensors, too."""
+
+    def split(steps: int) -> None:
+        chosen, mulo_cuda.PRECISION = mulo_cuda.PRECISION, "split_float16"
+        loop(steps)
+        mulo_cuda.PRECISION = chosen
+
+    return split
+
+
+def _captured(optimizer: torch.optim.Optimizer) -> Loop:
+    optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         optimizer.step()
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            graph.replay()
+
+    return loop
+
+
+def _launches(loop: Loop) -> Row:
+    """Kernels and copies of one step on the device, and the milliseconds of those that take the most."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        loop(1)
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or [])
+    spent: Counter[str] = Counter()
+    found = [event for event in profile.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    found = [event for event in found if not event.is_user_annotation]  # "Optimizer.step#MuLO.step"
+    for event in found:
+        names = re.findall(r"(\w+)(?=[(<])", event.name)
+        spent[names[0] if names else event.name] += event.time_range.elapsed_us() / 1e3
+    most = ", ".join(f"{name} {milliseconds:.3g}" for name, milliseconds in spent.most_common(7))
+    return {"launches": len(found), "of them": most}

@@ -45,7 +45,7 @@ def mulo_step(
     steps: Tensor,
     step_multiplier: float,
 ) -> None:
-    """One step for P tensors after `steps` of them. `rates` [P, 2] has their learning rates and weight decays.
+    """One step for P tensors after `steps` of them. `rates` [P, 2], on the CPU, has learning rates and weight decays.
 
     Parameters and gradients are dense, of one layout each, and float32, bfloat16 or float16; accumulators are float32
     in the parameter's order of memory, and `column` of a vector is an empty tensor. θ is [2409], float32.

@@ -105,16 +105,15 @@ extern "C" int hyperopt_id_mulo_cuda_write(int64_t device, int64_t* to, const in
 }
 
 // One step, the one after `steps` of them. All pointers but `sizes` are to the GPU's memory: the table; of each tensor
-// param, grad, momentum, square, row and column; learning rates and weight decays [count][2]; θ [2409]; the number of
+// param, grad, momentum, square, row, column and two floats, learning rate and weight decay; θ [2409]; the number of
 // steps; the workspace.
 extern "C" int hyperopt_id_mulo_cuda_step(int64_t device, int64_t count, const int64_t* table, const void* pointers,
-                                          const float* rates, const float* theta, const float* steps, float* work,
-                                          const int64_t* sizes, float step_multiplier, void* stream) {
+                                          const float* theta, const float* steps, float* work, const int64_t* sizes,
+                                          float step_multiplier, void* stream) {
   const Step step{count,
                   table,
                   reinterpret_cast<const Tensor*>(table + PHASES * count),
                   static_cast<const Pointers*>(pointers),
-                  rates,
                   reinterpret_cast<const Theta*>(theta),
                   steps,
                   work,

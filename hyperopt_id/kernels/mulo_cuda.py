@@ -1,8 +1,9 @@
 """What the host does for the learned optimizer's step on a CUDA device: `mulo_cuda.cu` has the kernels.
 
 They read two tables in the device's memory: one that follows from the shapes and says which task belongs to which
-tensor, and one of pointers. A table is uploaded when what it says has changed and not otherwise, so that a step is
-launches alone. A CUDA graph keeps the tables and the workspace that it was captured with.
+tensor, and one of pointers and rates. A table is uploaded when what it says has changed and not otherwise, so that a
+step is launches alone, and the host never waits. A CUDA graph keeps the tables and the workspace that it was captured
+with.
 """
 
 import ctypes
@@ -97,14 +98,14 @@ def launch(
     stream: int,
 ) -> tuple[Tensor, ...]:
     """Enqueue one step; `tensors` are parameters, gradients and the accumulators. What must live until it is done."""
-    theta, rates, steps = (given.contiguous() for given in (theta, rates, steps))
+    theta, steps = theta.contiguous(), steps.contiguous()
     assert theta.shape == (2409,)
     assert rates.shape == (len(tensors[0]), 2)
     assert theta.dtype == rates.dtype == steps.dtype == torch.float32
-    assert theta.device == rates.device == steps.device == tensors[0][0].device
+    assert theta.device == steps.device == tensors[0][0].device
     upload = functools.partial(_uploaded, kernels, theta.device, stream)
-    plan, pointers = _plan(kernels, upload, tensors), _table_of_pointers(upload, tensors)
-    arrays = (plan.table, pointers, rates, theta, steps, plan.workspace)
+    plan, pointers = _plan(kernels, upload, tensors), _table_of_pointers(upload, tensors, rates)
+    arrays = (plan.table, pointers, theta, steps, plan.workspace)
     failed = kernels.hyperopt_id_mulo_cuda_step(
         ctypes.c_int64(theta.get_device()),
         ctypes.c_int64(len(tensors[0])),
@@ -145,8 +146,10 @@ def _tasks(kernels: ctypes.CDLL, shapes: Sequence[tuple], split_below: int) -> t
     return sizes, table
 
 
-def _table_of_pointers(upload: Upload, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
-    key = tuple(leaf.data_ptr() for leaves in zip(*tensors, strict=True) for leaf in leaves)
+def _table_of_pointers(upload: Upload, tensors: Sequence[Sequence[Tensor]], rates: Tensor) -> Tensor:
+    pairs = rates.contiguous().view(torch.int64).flatten().tolist()  # of floats, as the struct has them
+    words = ((*(leaf.data_ptr() for leaf in leaves), pair) for *leaves, pair in zip(*tensors, pairs, strict=True))
+    key = tuple(word for each in words for word in each)
     return _kept(_pointers, key, lambda: upload((ctypes.c_int64 * len(key))(*key)), tensors[0][0].device)
 
 

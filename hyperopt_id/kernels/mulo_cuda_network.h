@@ -158,9 +158,8 @@ __device__ void prepare_job(const Step& step, const Task& task, const Leaf& leaf
     job.param_type = int(leaf.t.param_type);
     job.whole = leaf.whole();
     job.simple = job.whole && job.grad_type == FLOAT32 && job.param_type == FLOAT32;
-    const float lr = step.rates[2 * task.tensor], weight_decay = step.rates[2 * task.tensor + 1];
-    job.rate = step.multiplier * lr;
-    job.decay = 1.0f - lr * weight_decay;
+    job.rate = step.multiplier * leaf.at.rate;
+    job.decay = 1.0f - leaf.at.rate * leaf.at.decay;
   }
   __syncwarp();
 }

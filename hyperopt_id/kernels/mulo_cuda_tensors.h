@@ -62,10 +62,11 @@ struct Tensor : Shape {  // with what the host works out from it
   __host__ __device__ int64_t moves() const { return packed() ? parts(size(), STEPPED) : tiles(WARP); }
 };
 
-struct Pointers {  // as Python hands them over
+struct Pointers {  // and what else changes between steps, as Python hands it over
   void* param;
   const void* grad;
   float *momentum, *square, *row, *column;
+  float rate, decay;  // learning rate, weight decay
 };
 
 struct Theta {  // [2409]
@@ -78,7 +79,6 @@ struct Step {  // what a launch is given
   const int64_t* ends;  // [PHASES][count]: where the tasks of a tensor end
   const Tensor* tensors;
   const Pointers* pointers;
-  const float* rates;  // [count][2]: learning rates, weight decays
   const Theta* theta;
   const float* steps;
   float* work;

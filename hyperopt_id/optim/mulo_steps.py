@@ -97,7 +97,7 @@ def by_kernel(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> 
     dense = [_dense(leaf) for leaf in leaves]
     params, gradients = [leaf.param for leaf in dense], [leaf.gradient for leaf in dense]
     states = ([leaf.state[name] for leaf in dense] for name in Accumulators._fields)
-    rates = _rates(tuple(leaf.rate for leaf in leaves), theta.device)
+    rates = torch.tensor([leaf.rate for leaf in leaves], dtype=torch.float32)
     kernels.mulo_step(params, gradients, *states, theta.float(), rates, leaves[0].state["step"], step_multiplier)
     for leaf, same in zip(leaves, dense):
         if same.param is not leaf.param:
@@ -122,8 +122,3 @@ def _dense(leaf: Leaf) -> Leaf:
         for name, value in accumulators(param).items():
             state[name] = value.copy_(state[name])
     return Leaf(param, gradient, state, rate)
-
-
-@lru_cache(maxsize=256)
-def _rates(rates: tuple[tuple[float, float], ...], device: torch.device) -> Tensor:
-    return torch.tensor(rates, dtype=torch.float32, device=device)

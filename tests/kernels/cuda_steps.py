@@ -47,7 +47,7 @@ def arguments(cases: Sequence[Case], theta: Tensor, steps: float = 2.0) -> tuple
     device = cases[0].param.device
     lists = [[c.param for c in cases], [c.gradient for c in cases]]
     lists += [[c.state[name] for c in cases] for name in mulo.Accumulators._fields]
-    rates = torch.tensor([c.rate for c in cases], device=device)
+    rates = torch.tensor([c.rate for c in cases])
     return (*lists, theta.to(device), rates, torch.tensor(float(steps), device=device), 0.01)
 
 
