@@ -30,11 +30,18 @@ __device__ uint32_t to_float16(float first, float second) {
   return bits;
 }
 
-// The same of max(0, ·), but not more than the largest one.
+// max(0, x), but not more than the largest float16; NaN stays NaN.
+__device__ float rectified(float x) {
+  asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(x));
+  asm("min.NaN.f32 %0, %0, 0f477fe000;" : "+f"(x));
+  return x;
+}
+
+// The same of two values, rounded.
 __device__ uint32_t to_rectified_float16(float first, float second) {
   uint32_t bits;
   asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
-  asm("min.f16x2 %0, %0, %1;" : "+r"(bits) : "r"(0x7bff7bff));
+  asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(bits) : "r"(0x7bff7bff));
   return bits;
 }
 

@@ -45,7 +45,7 @@ struct SplitFloat16 {
     return {high, to_float16(x - from_float16(uint16_t(high)), y - from_float16(uint16_t(high >> 16)))};
   }
   static __device__ Pair rectified(float x, float y) {
-    return pair(fminf(fmaxf(x, 0.0f), LARGEST), fminf(fmaxf(y, 0.0f), LARGEST));
+    return pair(::rectified(x), ::rectified(y));
   }
   static __device__ void multiply(float (&sum)[4], const Operand<Pair>& a, const Weights<Pair>& b) {
     const Pair(&u)[2] = a.first, (&v)[2] = a.second;

@@ -16,7 +16,6 @@ constexpr int64_t SEGMENT = 256;   // terms of a sum over y, where lines are pac
 constexpr int64_t ADDED = 4096;    // statistics whose squares a block adds up
 constexpr int64_t CHUNK = 4096;    // numbers of a task of moments, where lines are packed
 constexpr int64_t STEPPED = 1024;  // numbers of a task of move, likewise
-constexpr float LARGEST = 65504.0f;  // of float16
 __device__ constexpr float TAU[TIMES] = {1.0f, 3.0f, 10.0f, 30.0f, 100.0f, 300.0f, 1e3f, 3e3f, 1e4f, 3e4f, 1e5f};
 
 // The feature that is slot i of lane q, at 4q + i: of the momenta m, m/√v, gF, mF; of lane 3 w, 1/√v, g, v.

@@ -224,9 +224,10 @@ inline uint32_t to_float16(float first, float second) {
   return bits;
 }
 
+inline float rectified(float x) { return std::isnan(x) ? x : std::clamp(x, 0.0f, 65504.0f); }
+
 inline uint32_t to_rectified_float16(float first, float second) {
-  auto cut = [](float x) { return std::fmin(std::fmax(x, 0.0f), 65504.0f); };
-  return to_float16(cut(first), cut(second));
+  return to_float16(rectified(first), rectified(second));
 }
 
 inline uint32_t to_bfloat16(float first, float second) {

@@ -16,6 +16,7 @@ from mulo_cases import (
     in_memory_order,
     random_theta,
     recorded_theta,
+    rule_step,
 )
 
 from hyperopt_id import mulo
@@ -83,11 +84,12 @@ def test_any_list_of_tensors_takes_the_rules_step(device, cases, seed, steps):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_is_read_and_rounded_as_torch_does(device, dtype):
-    """With outputs of zero the network leaves (1 - lr · decay) · param, of all numbers that there are."""
+    """With outputs of zero the network leaves (1 - lr · decay) · param, of all finite numbers that there are."""
     parts = mulo.unpack(random_theta())
     theta = mulo.pack(parts._replace(w2=torch.zeros_like(parts.w2), b2=torch.zeros_like(parts.b2)))
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    taken = case(torch.empty(2**16, dtype=dtype))._replace(param=every.clone(), gradient=every, rate=(1.0, 0.3))
+    every = every[every.isfinite()]
+    taken = case(torch.empty_like(every))._replace(param=every.clone(), gradient=every, rate=(1.0, 0.3))
     (taken,) = placed([taken], device)
     take_step([taken], theta)
     expected = ((1.0 - torch.tensor(0.3)) * every.float()).to(dtype)
@@ -149,6 +151,22 @@ def test_gradients_that_are_no_use_count_as_zero(device, bad, shape):
         leaf.gradient.view(-1)[::3] = value
         take_step([leaf], random_theta())
     assert_equal([zeroed], [spoiled])
+
+
+@pytest.mark.parametrize("where", ["param", "rate", "w0", "b0", "w1", "b1", "w2", "b2"])
+def test_nan_spreads_as_it_does_by_the_rule(device, where, precision):
+    """A network that is broken must not go on with the units that are left."""
+    theta = random_theta()
+    given = [case(torch.empty(shape)) for shape in ((40, 50), (300,), (20, 8, 6))]
+    if where == "rate":
+        given = [c._replace(rate=(torch.nan, 0.1)) for c in given]
+    for part in [c.param for c in given] if where == "param" else [getattr(mulo.unpack(theta), where, theta[:0])]:
+        part.view(-1)[:1] = torch.nan
+    ours, theirs = placed(given, device), placed(given, "cpu")
+    take_step(ours, theta)
+    rule_step(theirs, theta)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.param.isnan().cpu(), other.param.isnan())
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e10, 1e15])
