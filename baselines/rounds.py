@@ -171,7 +171,7 @@ def compile_round(search: Search, number: int) -> Literal["auto", "on", "off"]:
     rounds = 1.0 if plan.together is None else affordable(config, plan) / plan.together
     budget = math.inf if plan.seconds is None else plan.seconds * plan.repetitions
     left = min((seconds["inner"] + seconds["hypergradient"]) * (rounds - 1), budget - seconds["total"])
-    worthwhile = seconds["compile"] > 0.0 or left >= SECONDS_WORTH_COMPILING
+    worthwhile = seconds["compile"] > 0.0 or left >= SECONDS_WORTH_COMPILING[config.inner.rule]
     return "on" if worthwhile and compilation.obstacle(pick_device(config.device)) is None else "off"
 
 
