@@ -78,8 +78,8 @@ def pack(parts: Theta) -> Tensor:
 
 def untrained(seed: int = 0) -> Tensor:
     r"""θ as meta-training starts it: weights from a normal distribution cut at 2σ, σ = 1/√fan_in, the rest zero."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = {name: torch.zeros(shape) for name, shape in LAYOUT.items()}
+    generator = torch.Generator("cpu").manual_seed(seed)
+    parts = {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in LAYOUT.items()}
     for name in ("w0", "w1", "w2"):
         sigma = LAYOUT[name][0] ** -0.5
         torch.nn.init.trunc_normal_(parts[name], 0.0, sigma, -2.0 * sigma, 2.0 * sigma, generator)

@@ -94,6 +94,15 @@ def test_another_default_precision_does_not_matter(impl):
     assert_identical(*params)
 
 
+def test_another_default_device_does_not_matter(impl):
+    params = [nn.Parameter(torch.full((3,), 0.5)) for _ in range(2)]
+    for param, device in zip(params, ("meta", "cpu"), strict=True):
+        param.grad = torch.ones_like(param)
+        with torch.device(device):
+            MuLO([param], mulo.untrained(), impl, lr=0.37).step()
+    assert_identical(*params)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -57,6 +57,35 @@ def test_parameters_of_one_age_and_theta_take_one_call(monkeypatch):
     assert sorted(calls[1:]) == [1, len(params) - 1, len(params) - 1]
 
 
+def test_parameters_that_rest_in_turns_take_one_call_for_each_age(monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernels, "mulo_step", lambda params, *rest: calls.append(len(params)))
+    if "cpu" not in IMPLEMENTATIONS:
+        pytest.skip("needs a C++ compiler")
+    params = [nn.Parameter(torch.randn(3)) for _ in range(8)]
+    optimizer = MuLO(params, THETA, "cpu")
+    for step in range(8):  # all have taken four steps then
+        for n, param in enumerate(params):
+            param.grad = torch.ones(3) if (step ^ n).bit_count() % 2 else None
+        optimizer.step()
+    calls.clear()
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.step()
+    assert calls == [8]
+
+
+def test_parameters_that_a_wrapper_has_put_in_the_place_of_others(impl):
+    first, second = (nn.Parameter(torch.full((3, 4), 0.5)) for _ in range(2))
+    optimizer, alone = MuLO([first], THETA, impl), MuLO([second], THETA, impl)
+    other = nn.Parameter(first.detach().clone())
+    optimizer.param_groups[0]["params"] = [other]
+    other.grad, second.grad = torch.ones(3, 4), torch.ones(3, 4)
+    optimizer.step()
+    alone.step()
+    assert_identical(other, second)
+
+
 def test_a_parameter_counts_its_steps_from_its_first_gradient_on(impl):
     early, late, twin = (nn.Parameter(torch.full((3,), 0.5)) for _ in range(3))
     optimizer = MuLO([early, late], THETA, impl)

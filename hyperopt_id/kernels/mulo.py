@@ -54,6 +54,7 @@ def mulo_step(
     assert theta.shape == (2409,)
     assert rates.shape == (len(params), 2)
     assert theta.dtype == rates.dtype == torch.float32
+    assert rates.device.type == "cpu"
     table = array("q")  # of int64
     for leaves in zip(params, gradients, momentum, square, row, column, strict=True):
         table.extend(_described(*leaves))

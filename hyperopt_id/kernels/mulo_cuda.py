@@ -20,8 +20,8 @@ from hyperopt_id.kernels import compiler
 from hyperopt_id.kernels.layout import TYPES, geometry
 
 SOURCE = Path(__file__).with_name("mulo_cuda.cu")
-PRECISION: Literal["float16", "split_float16"] = "float16"  # of the operands of the network's products
-SMALL = 1 << 16  # numbers of a tensor for which operands are split in any case: little work, and no errors average out
+PRECISION: Literal["float16", "split_float16"] = "split_float16"  # of the operands of the network's products
+SMALL = 1 << 16  # numbers of a tensor for which they are split in any case: little work, and no errors average out
 KEPT = 32  # plans and tables of pointers, at most
 
 Kept = TypeVar("Kept")
@@ -103,6 +103,7 @@ def launch(
     assert rates.shape == (len(tensors[0]), 2)
     assert theta.dtype == rates.dtype == steps.dtype == torch.float32
     assert theta.device == steps.device == tensors[0][0].device
+    assert rates.device.type == "cpu"  # else reading them would wait for the device
     upload = functools.partial(_uploaded, kernels, theta.device, stream)
     plan, pointers = _plan(kernels, upload, tensors), _table_of_pointers(upload, tensors, rates)
     arrays = (plan.table, pointers, theta, steps, plan.workspace)
@@ -126,7 +127,7 @@ def _plan(kernels: ctypes.CDLL, upload: Upload, tensors: Sequence[Sequence[Tenso
 
     def make() -> Plan:
         sizes, table = _tasks(kernels, shapes, split_below)
-        return Plan(sizes, upload(table), torch.empty(sizes[1], device=params[0].device))
+        return Plan(sizes, upload(table), torch.empty(sizes[1], dtype=torch.float32, device=params[0].device))
 
     return _kept(_plans, key, make, params[0].device)
 

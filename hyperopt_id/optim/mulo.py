@@ -91,19 +91,23 @@ class MuLO(torch.optim.Optimizer):
             require_positive(name, group[name])
         for param in group["params"]:
             fault = None
-            factor = 1.0 if self.parametrization == "standard" else multiplier(param)
             if param.dtype not in DTYPES:
                 fault = f"is {param.dtype}; needed: one of {', '.join(map(str, DTYPES))}"
             elif hasattr(param, "device_mesh"):  # a DTensor
                 fault = "is a part of a sharded one; features are means over whole tensors, so take data parallelism"
-            elif factor is None and self.parametrization == "mup":
+            elif self.parametrization == "mup" and multiplier(param) is None:
                 fault = (
                     "does not say which of its dimensions grow with the width; call mup.set_base_shapes or "
                     "hyperopt_id.optim.tag_parameters on the model first, or take parametrization='standard'"
                 )
             if fault is not None:
                 raise ValueError(f"MuLO: a parameter {list(param.shape)} {fault}")
-            self.factors[param] = factor or 1.0
+            self._factor(param)
+
+    def _factor(self, param: Tensor) -> float:
+        if param not in self.factors:
+            self.factors[param] = 1.0 if self.parametrization == "standard" else multiplier(param) or 1.0
+        return self.factors[param]
 
     @torch._disable_dynamo  # a compiled loop calls it; torch.compiler.disable would load the compiler with this module
     @torch.no_grad()
@@ -114,9 +118,12 @@ class MuLO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         batches: dict[Any, tuple[dict[str, Any], list[Leaf]]] = {}
+        ages: dict[int, Tensor] = {}
         for group, leaf in self._leaves():
             age, device = leaf.state["step"], leaf.param.device
-            key = (device, id(age), id(group["theta"]), group["step_multiplier"], self._uses_kernel(leaf))
+            ages[id(age)] = age
+            count = age.item() if device.type == "cpu" else id(age)  # reading it elsewhere would wait for the device
+            key = (device, count, id(group["theta"]), group["step_multiplier"], self._uses_kernel(leaf))
             batches.setdefault(key, (group, []))[1].append(leaf)
         if self.max_grad_norm is not None:
             mulo_steps.clip([leaf.param for _, leaves in batches.values() for leaf in leaves], self.max_grad_norm)
@@ -124,7 +131,7 @@ class MuLO(torch.optim.Optimizer):
             theta = mulo_steps.placed(group["theta"], group["theta"]._version, device)
             by = mulo_steps.by_kernel if by_kernel else mulo_steps.by_rule
             by(leaves, theta, group["step_multiplier"])
-        for age in {id(age): age for _, leaves in batches.values() for age in [leaves[0].state["step"]]}.values():
+        for age in ages.values():
             age += 1.0
         return loss
 
@@ -196,7 +203,7 @@ class MuLO(torch.optim.Optimizer):
                 elif (state["square"].device, state["square"].dtype) != mulo_steps.place(param):
                     self._restore(self.state.items())  # the module has been moved
                     return self._leaves()
-                factor = self.factors[param]
+                factor = self._factor(param)
                 found.append((group, Leaf(param, gradient, state, (lr * factor, weight_decay / factor))))
         mulo_steps.share_no_count(resting, [leaf for _, leaf in found])
         return found

@@ -97,7 +97,7 @@ def by_kernel(leaves: Sequence[Leaf], theta: Tensor, step_multiplier: float) -> 
     dense = [_dense(leaf) for leaf in leaves]
     params, gradients = [leaf.param for leaf in dense], [leaf.gradient for leaf in dense]
     states = ([leaf.state[name] for leaf in dense] for name in Accumulators._fields)
-    rates = torch.tensor([leaf.rate for leaf in leaves], dtype=torch.float32)
+    rates = torch.tensor([leaf.rate for leaf in leaves], dtype=torch.float32, device="cpu")
     kernels.mulo_step(params, gradients, *states, theta.float(), rates, leaves[0].state["step"], step_multiplier)
     for leaf, same in zip(leaves, dense):
         if same.param is not leaf.param:

@@ -67,14 +67,13 @@ def load_weights(weights: Weights) -> Tensor:
         return _from_file(SHIPPED)
     if weights is None:
         logger.warning(UNTRAINED)
-        with torch.device("cpu"):
-            return mulo.untrained().float()
+        return mulo.untrained()
     if isinstance(weights, Theta):
         return _from_mapping(weights._asdict(), "θ")
     if isinstance(weights, Mapping):
         return _from_mapping(weights, "the dictionary given")
     if not isinstance(weights, str | Path):
-        return _vector(torch.as_tensor(weights), "the tensor given")
+        return _vector(torch.as_tensor(weights, device="cpu"), "the tensor given")
     path = Path(weights)
     if path.is_dir():
         return _from_folder(path)
@@ -197,7 +196,7 @@ def _vector(theta: Tensor, where: str) -> Tensor:
         raise ValueError(f"{where} has shape {list(theta.shape)}, needed: [{SIZE}], the whole of θ in one vector")
     if not theta.isfinite().all():
         raise ValueError(f"{where} has numbers that are not finite: give another")
-    return theta.detach().float().cpu().clone()
+    return theta.detach().float().clone()
 
 
 def _package(name: str, needed: str) -> ModuleType:

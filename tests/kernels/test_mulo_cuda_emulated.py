@@ -23,7 +23,8 @@ from hyperopt_id import mulo
 from hyperopt_id.kernels import compiler, mulo_cuda
 
 
-def test_large_tensors_have_operands_of_11_bits_beside_small_ones():
+def test_large_tensors_may_have_operands_of_11_bits_beside_small_ones(monkeypatch):
+    monkeypatch.setattr(mulo_cuda, "PRECISION", "float16")
     large = [case(torch.empty(shape), seed) for seed, shape in enumerate([(66_000,), (32, 230, 3, 3)])]
     assert_same_step([case(torch.empty(3, 40), 4), *large], mulo.untrained(1), "cpu", 2e-3)
 
@@ -74,6 +75,7 @@ def test_long_sums(order, monkeypatch):
 
 def test_no_barrier_is_missing(order, monkeypatch):
     """Warps have several tasks, of tensors that differ."""
+    monkeypatch.setattr(mulo_cuda, "PRECISION", "float16")
     monkeypatch.setattr(mulo_cuda, "SMALL", 200)
     cases = [case(torch.empty(shape), seed) for seed, shape in enumerate([(3, 40), (33, 7), (5,)] * 12)]
     assert_same_step(cases, random_theta(), "cpu", 2e-2)
@@ -94,9 +96,16 @@ def guarded(value, at_end):
     return flat.as_strided(value.shape, value.stride()).copy_(value)
 
 
+@pytest.fixture
+def default_dtype():
+    """Set what torch makes where no precision is asked for."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("at_end", [False, True])
-def test_nothing_is_touched_outside_of_the_tensors(at_end, dtype, precision):
+def test_nothing_is_touched_outside_of_the_tensors(at_end, dtype, precision, default_dtype):
     shapes = [(3, 31), (35, 36), (33, 7), (4, 4, 3, 3), (3, 34, 35), (1,), (130,), (), (0,), (66, 40)]
     free = [case(torch.empty(shape, dtype=dtype), seed) for seed, shape in enumerate(shapes)]
     cases = changed(free, lambda value: guarded(value, at_end))
@@ -104,6 +113,7 @@ def test_nothing_is_touched_outside_of_the_tensors(at_end, dtype, precision):
     take_step(expected, random_theta())
     *lists, theta, rates, steps, multiplier = arguments(cases, random_theta())
     theta = guarded(theta, at_end)
+    default_dtype(torch.bfloat16)  # half the size that a workspace needs
 
     def guarded_upload(*given, upload=mulo_cuda._uploaded):
         return guarded(upload(*given), at_end)
@@ -120,6 +130,7 @@ def test_nothing_is_touched_outside_of_the_tensors(at_end, dtype, precision):
 
 @pytest.mark.parametrize("count", [1, 150])
 def test_seven_launches_at_most(count, monkeypatch):
+    monkeypatch.setattr(mulo_cuda, "PRECISION", "float16")
     monkeypatch.setattr(mulo_cuda, "SMALL", 30)
     cases = [case(torch.empty(shape)) for shape in [(6, 7), (3, 3, 2), (4,)] * (count // 3) or [(5, 6)]]
     take_step(cases, random_theta())  # and what uploads the tables
