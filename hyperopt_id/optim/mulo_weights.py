@@ -51,8 +51,8 @@ PUBLISHED_DECAYS = {
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl")  # of files, not of repositories
 UNTRAINED = (
-    "MuLO: these weights are untrained, they move parameters at random; give trained ones, as in "
-    "MuLO(params, weights='btherien/mulo') or weights='theta.safetensors'"
+    "MuLO: these weights are untrained, they move parameters at random; give trained ones, as "
+    "weights='btherien/mulo' or weights='theta.safetensors' here, and as space.theta.init in a config"
 )
 
 
