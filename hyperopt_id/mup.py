@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from hyperopt_id import trees
 from hyperopt_id.rules import Derivative, Hyperparameters, State, UpdateRule
 from hyperopt_id.trees import Params
 
@@ -181,12 +182,10 @@ def _scaled_derivative(
 
 
 def _times(values: Params, factors: Mapping[str, float]) -> Params:
-    """Products; parameters that share a value and a factor share the product, as in `trees.map_distinct`."""
-    if torch.compiler.is_compiling():
-        return {k: value * factors[k] for k, value in values.items()}
-    products: dict[tuple[int, float], Tensor] = {}
-    for k, value in values.items():
-        key = id(value), factors[k]
-        if key not in products:
-            products[key] = value if factors[k] == 1.0 else value * factors[k]
-    return {k: products[id(value), factors[k]] for k, value in values.items()}
+    """Products; parameters that share a value and a factor share the product, too."""
+    found = dict(values)
+    for factor in dict.fromkeys(factors.values()):
+        if factor != 1.0:
+            own = {k: value for k, value in values.items() if factors[k] == factor}
+            found |= trees.map_distinct(partial(torch.mul, other=factor), own)
+    return found

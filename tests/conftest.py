@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; processes that tests start inherit it
 
@@ -22,3 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets what torch makes where no precision is asked for, until the test is over."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def double(default_dtype: Callable[[torch.dtype], None]) -> None:
+    """float64 where no precision is asked for, and the same random numbers in any order of tests."""
+    default_dtype(torch.float64)
+    torch.manual_seed(0)

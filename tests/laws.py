@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_id import curvature, population, rules, trees
+from hyperopt_id import curvature, hypergrad, population, rules, trees
 from hyperopt_id.dynamics import Cotangent, Dynamics, TrainState, make_dynamics
 from hyperopt_id.rules import Params, UpdateRule
 from hyperopt_id.space import LOG10, LOGIT, Hyper, Space
@@ -33,6 +33,13 @@ HYPERS = {  # values at which every derivative is well away from zero
     "beta1": (0.9, LOGIT),
     "beta2": (0.95, LOGIT),
     "eps": (1e-2, LOG10),
+}
+ENGINES = {
+    "neumann": hypergrad.neumann(3),
+    "neumann, carried": hypergrad.neumann(3, carry_state=True),
+    "one_step": hypergrad.one_step(),
+    "unroll": hypergrad.unroll(3),
+    "forward": hypergrad.forward(3),
 }
 LIFTS: tuple[population.Lift, ...] = ("loop", "vmap")
 ROWS, VALIDATION_ROWS = 12, 8

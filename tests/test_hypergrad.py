@@ -7,6 +7,7 @@ import pytest
 import torch
 from laws import (
     BATCHES,
+    ENGINES,
     GRANULARITIES,
     HYPERS,
     LIFTS,
@@ -35,13 +36,6 @@ from hyperopt_id.space import LOG10, Hyper, Space
 TABLE = pytest.mark.parametrize(
     ("rule_name", "granularity"), [(rule, granularity) for rule in RULES for granularity in GRANULARITIES]
 )
-ENGINES = {
-    "neumann": hypergrad.neumann(3),
-    "neumann, carried": hypergrad.neumann(3, carry_state=True),
-    "one_step": hypergrad.one_step(),
-    "unroll": hypergrad.unroll(3),
-    "forward": hypergrad.forward(3),
-}
 
 
 def batches_of(engine):

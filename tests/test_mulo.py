@@ -84,13 +84,13 @@ def test_untrained_weights_have_the_variance_of_their_fan_in():
         else:
             assert_identical(part, torch.zeros_like(part))
     assert_identical(mulo.untrained(4), mulo.untrained(4))
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        drawn = mulo.untrained(4)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert_identical(drawn, mulo.untrained(4))
     assert not torch.equal(mulo.untrained(4), mulo.untrained(5))
+
+
+def test_untrained_weights_are_the_same_under_another_default_precision(default_dtype):
+    expected = mulo.untrained(4)
+    default_dtype(torch.bfloat16)
+    assert_identical(mulo.untrained(4), expected)
 
 
 @pytest.mark.parametrize("name", ["matrix", "bias", "images"])

@@ -80,17 +80,14 @@ def test_double_precision_is_trained_by_the_rule():
     assert {state["step"].item() for state in optimizer.state.values()} == {3.0}
 
 
-def test_another_default_precision_does_not_matter(impl):
+def test_another_default_precision_does_not_matter(impl, default_dtype):
     params = [nn.Parameter(torch.full((3,), 0.5)) for _ in range(2)]
     for param, default in zip(params, (torch.float64, torch.float32), strict=True):
-        torch.set_default_dtype(default)
-        try:
-            optimizer = MuLO([param], THETA, impl, lr=0.37)
-            for _ in range(2):
-                param.grad = torch.ones_like(param)
-                optimizer.step()
-        finally:
-            torch.set_default_dtype(torch.float32)
+        default_dtype(default)
+        optimizer = MuLO([param], THETA, impl, lr=0.37)
+        for _ in range(2):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
     assert_identical(*params)
 
 

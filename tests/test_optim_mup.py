@@ -28,11 +28,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # of the package mup
 }
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture(scope="module")

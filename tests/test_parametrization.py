@@ -31,11 +31,7 @@ RULES: dict[str, tuple[rules.UpdateRule, str, dict[str, float]]] = {  # with the
 COMMON = {"lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def seeded(make: Any, *arguments: Any) -> Any:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from laws import (
     BATCHES,
+    ENGINES,
     GRANULARITIES,
     LIFTS,
     RULES,
@@ -30,13 +31,6 @@ from hyperopt_id.trees import Params
 FACTORS = {"layer.weight": 0.25, "layer.bias": 3.0, "unused": 1.0}
 MULTIPLIERS = {"lr": FACTORS, "weight_decay": {k: 1.0 / c for k, c in FACTORS.items()}}
 SOME = ("sgd", "nesterov", "adam", "adamw", "clipped adam")  # of the rules
-ENGINES = {
-    "neumann": hypergrad.neumann(3),
-    "neumann, carried": hypergrad.neumann(3, carry_state=True),
-    "one_step": hypergrad.one_step(),
-    "unroll": hypergrad.unroll(3),
-    "forward": hypergrad.forward(3),
-}
 
 
 def scaled(name: str) -> UpdateRule:

@@ -64,7 +64,7 @@ class MuLO(torch.optim.Optimizer):
             if given not in get_args(kinds):
                 raise ValueError(f"MuLO: {name}={given!r}; allowed: {', '.join(get_args(kinds))}")
         if max_grad_norm is not None:
-            require_positive("max_grad_norm", max_grad_norm)
+            require_not_negative("max_grad_norm", max_grad_norm)
         if impl in ("cpu", "cuda"):
             try:
                 kernels.prepare(impl)
@@ -88,7 +88,7 @@ class MuLO(torch.optim.Optimizer):
 
     def _admit(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay", "step_multiplier"):
-            require_positive(name, group[name])
+            require_not_negative(name, group[name])
         for param in group["params"]:
             fault = None
             if param.dtype not in DTYPES:
@@ -111,7 +111,7 @@ class MuLO(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # a compiled loop calls it; torch.compiler.disable would load the compiler with this module
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override] # overloads there
         """One step for every parameter that has a gradient. The loss is returned: what `closure` computes, or is."""
         loss = closure
         if callable(closure):
@@ -224,7 +224,7 @@ class MuLO(torch.optim.Optimizer):
         return True
 
 
-def require_positive(name: str, value: float) -> None:
+def require_not_negative(name: str, value: float) -> None:
     if not value >= 0.0:
         raise ValueError(f"MuLO: {name}={value}; needed: a number of 0 or more")
 

@@ -32,16 +32,37 @@ from hyperopt_id.optim.mulo import MuLO
 from hyperopt_id.optim.plain import Make
 from hyperopt_id.trees import Params
 
+Settings = Callable[[dict[str, Any]], dict[str, Any]]  # natural values -> the same as an optimizer names them
 Rows = np.ndarray | Mapping[str, np.ndarray]  # [rows], or {parameter: [rows], or [rows, ...] for its elements}
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # with settings that the first row replaces
-    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.5),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "mulo": partial(MuLO, weights=torch.zeros(mulo.SIZE), parametrization="standard"),
-}
-DECOUPLED = ("adamw", "mulo")  # weight decay is no part of the gradient
 VECTORS = ("theta",)  # hyperparameters that are vectors themselves, with rows [rows, size], and never one per element
 NEUTRAL = {"lr": 1.0, "weight_decay": 0.0}  # of a step whose elements have each their own
+
+
+class Follower(NamedTuple):
+    """An optimizer that can follow: how it is made, with settings that the first row replaces, and whether its weight
+    decay is no part of the gradient."""
+
+    make: Callable[..., torch.optim.Optimizer]
+    settings: Settings
+    decoupled: bool = False
+
+
+def _sgd_settings(natural: dict[str, Any]) -> dict[str, Any]:
+    """Momentum 0 would leave out the buffer, which a later row may need."""
+    return {**natural, "momentum": natural["momentum"] or sys.float_info.min}
+
+
+def _adam_settings(natural: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in natural.items() if name not in ("beta1", "beta2")}
+    return {**rest, "betas": (natural["beta1"], natural["beta2"])}
+
+
+FOLLOWERS = {  # by rule
+    "sgd": Follower(partial(torch.optim.SGD, lr=1.0, momentum=0.5), _sgd_settings),
+    "adam": Follower(torch.optim.Adam, _adam_settings),
+    "adamw": Follower(torch.optim.AdamW, _adam_settings, decoupled=True),
+    "mulo": Follower(partial(MuLO, weights=torch.zeros(mulo.SIZE), parametrization="standard"), dict, decoupled=True),
+}
 
 
 class Schedule(NamedTuple):
@@ -85,24 +106,25 @@ def scaled(schedule: Schedule, multipliers: Multipliers) -> Schedule:
 
 
 def follow(rule: str, schedule: Schedule, **options: Any) -> Make:
-    """Makes the optimizer of `rule` (one of `OPTIMIZERS`) with the hyperparameters of the schedule; `options` are
+    """Makes the optimizer of `rule` (one of `FOLLOWERS`) with the hyperparameters of the schedule; `options` are
     further arguments of its class. A ValueError where the schedule does not fit a model."""
+    follower = FOLLOWERS[rule]
 
     def make(params: Params, taken: int) -> torch.optim.Optimizer:
         _check(schedule, params)
         groups = _groups(schedule, params)
-        optimizer = OPTIMIZERS[rule]([{"params": [params[name] for name in names]} for names in groups], **options)
+        optimizer = follower.make([{"params": [params[name] for name in names]} for names in groups], **options)
         steps, now = itertools.count(taken), _Present(params, groups)
 
         @torch.no_grad()
         def before(*_: Any) -> None:
             if (row := schedule.row(next(steps))) != now.row:
-                _load(rule, schedule, row, optimizer, now)
-            _prepare(rule, now)
+                _load(follower.settings, schedule, row, optimizer, now)
+            _prepare(follower.decoupled, now)
 
         @torch.no_grad()
         def after(*_: Any) -> None:
-            _finish(rule, optimizer, now)
+            _finish(follower.decoupled, optimizer, now)
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
@@ -134,7 +156,13 @@ def _of_elements(hyper: str, rows: np.ndarray) -> bool:
     return rows.ndim > 1 and hyper not in VECTORS
 
 
-def _load(rule: str, schedule: Schedule, row: int, optimizer: torch.optim.Optimizer, now: _Present) -> None:
+def _load(
+    settings: Callable[[dict[str, Any]], dict[str, Any]],
+    schedule: Schedule,
+    row: int,
+    optimizer: torch.optim.Optimizer,
+    now: _Present,
+) -> None:
     """Let the values of `row` hold."""
     now.row = row
     common = {h: _setting(rows[row]) for h, rows in schedule.values.items() if not isinstance(rows, Mapping)}
@@ -149,7 +177,7 @@ def _load(rule: str, schedule: Schedule, row: int, optimizer: torch.optim.Optimi
             natural[hyper] = NEUTRAL[hyper]
             elements = {name: torch.from_numpy(np.array(rows[name][row])).to(now.params[name]) for name in names}
             (now.rates if hyper == "lr" else now.decays).update(elements)
-        group.update(_settings(rule, **natural))
+        group.update(settings(natural))
 
 
 def _setting(value: np.ndarray) -> Any:
@@ -157,19 +185,8 @@ def _setting(value: np.ndarray) -> Any:
     return torch.from_numpy(np.array(value)) if value.ndim else float(value)
 
 
-def _settings(rule: str, **natural: Any) -> dict[str, Any]:
-    """Natural values as an optimizer names them. Momentum 0 would leave out the buffer, which a later row may need."""
-    if rule == "mulo":
-        return natural
-    if rule == "sgd":
-        return {**natural, "momentum": natural["momentum"] or sys.float_info.min}
-    betas = {"betas": (natural.pop("beta1"), natural.pop("beta2"))}
-    return {**natural, **betas}
-
-
-def _prepare(rule: str, now: _Present) -> None:
+def _prepare(decoupled: bool, now: _Present) -> None:
     """Keep the weights whose step will be scaled or decayed, and decay the gradients of elements."""
-    decoupled = rule in DECOUPLED
     now.before = {name: now.params[name].clone() for name in {*now.rates, *(now.decays if decoupled else ())}}
     for name, decay in now.decays.items() if not decoupled else ():
         gradient = now.params[name].grad
@@ -177,9 +194,9 @@ def _prepare(rule: str, now: _Present) -> None:
         gradient.addcmul_(decay, now.params[name])
 
 
-def _finish(rule: str, optimizer: torch.optim.Optimizer, now: _Present) -> None:
+def _finish(decoupled: bool, optimizer: torch.optim.Optimizer, now: _Present) -> None:
     """Decay the weights of elements, as they were before the step, where it is decoupled; scale the step."""
-    if now.decays and rule in DECOUPLED:
+    if now.decays and decoupled:
         for group, names in zip(optimizer.param_groups, now.groups, strict=True):
             for name in now.decays.keys() & set(names):
                 now.params[name].addcmul_(now.decays[name], now.before[name], value=-group["lr"])

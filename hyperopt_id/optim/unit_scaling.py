@@ -82,7 +82,33 @@ def _per_rate(decay: float, rate: float) -> float:
     return decay / rate
 
 
-class SGD(torch.optim.SGD):
+class _OnScaledParameters(torch.optim.Optimizer):
+    """What the optimizers below share; stands before that of `torch.optim` among the bases."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        *args: Any,
+        weight_decay: float = 0.0,
+        independent_weight_decay: bool = True,
+        allow_non_unit_scaling_params: bool = False,
+        lr_scale_func: ScaleFunction = lr_scale_func_adam,
+        **kwargs: Any,
+    ) -> None:
+        given = (lr_scale_func, lr, weight_decay, independent_weight_decay, allow_non_unit_scaling_params)
+        super().__init__(scaled_parameters(params, *given), lr, *args, **kwargs)  # type: ignore[arg-type] # of the next
+
+
+class Adam(_OnScaledParameters, torch.optim.Adam):
+    """`torch.optim.Adam` on `scaled_parameters`."""
+
+
+class AdamW(_OnScaledParameters, torch.optim.AdamW):
+    """`torch.optim.AdamW` on `scaled_parameters`."""
+
+
+class SGD(_OnScaledParameters, torch.optim.SGD):
     """`torch.optim.SGD` on `scaled_parameters`."""
 
     def __init__(
@@ -90,45 +116,7 @@ class SGD(torch.optim.SGD):
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
         *args: Any,
-        weight_decay: float = 0.0,
-        independent_weight_decay: bool = True,
-        allow_non_unit_scaling_params: bool = False,
         readout_constraint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        given = (lr_scale_func_sgd(readout_constraint), lr, weight_decay, independent_weight_decay)
-        super().__init__(scaled_parameters(params, *given, allow_non_unit_scaling_params), lr, *args, **kwargs)
-
-
-class Adam(torch.optim.Adam):
-    """`torch.optim.Adam` on `scaled_parameters`."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-3,
-        *args: Any,
-        weight_decay: float = 0.0,
-        independent_weight_decay: bool = True,
-        allow_non_unit_scaling_params: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        given = (lr_scale_func_adam, lr, weight_decay, independent_weight_decay)
-        super().__init__(scaled_parameters(params, *given, allow_non_unit_scaling_params), lr, *args, **kwargs)
-
-
-class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` on `scaled_parameters`."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-3,
-        *args: Any,
-        weight_decay: float = 0.0,
-        independent_weight_decay: bool = True,
-        allow_non_unit_scaling_params: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        given = (lr_scale_func_adam, lr, weight_decay, independent_weight_decay)
-        super().__init__(scaled_parameters(params, *given, allow_non_unit_scaling_params), lr, *args, **kwargs)
+        super().__init__(params, lr, *args, lr_scale_func=lr_scale_func_sgd(readout_constraint), **kwargs)

@@ -43,11 +43,12 @@ PYTHON
 ) || exit
 progress() { # a number that changes with every checkpoint, and when a run is finished
     local files=(-path '*/checkpoints/latest' -o -name summary.json)
-    { find "$runs" \( "${files[@]}" \) -exec cksum {} + 2>/dev/null || true; } | sort | cksum
+    { find "$runs" \( "${files[@]}" \) -exec cksum {} + 2>/dev/null || true; } | sort | cksum # some go away meanwhile
 }
 at_start=$(progress)
 
-# Ports, folder (a short name, for there are sockets in it) and token of this job alone: jobs may share a node.
+# Ports, folder and token of this job alone: jobs may share a node. The folder is one that every node has for itself, with
+# a name short enough for the sockets in it, which $TMPDIR need not be.
 port=$((20000 + SLURM_JOB_ID % 5000 * 2)) folder=/tmp/ray_$SLURM_JOB_ID nodes=$SLURM_JOB_NUM_NODES
 host=$(scontrol show node --oneliner "$SLURMD_NODENAME" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
 host=$(getent ahostsv4 "$host" | awk '{ print $1; exit }')

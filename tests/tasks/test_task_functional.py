@@ -14,13 +14,7 @@ from hyperopt_id.tasks.functional import FunctionalModule
 from hyperopt_id.tasks.models import Dropout, load_weights, mlp
 from hyperopt_id.tasks.task import Batch, supervised
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def masked(probability: float, seeds: Tensor, stream: int = 0, shape: tuple[int, ...] = (20, 50)) -> Tensor:

@@ -8,13 +8,7 @@ from torch import nn
 
 from hyperopt_id.tasks.models import cnn, lstm, mlp, pieces, resnet18, transformer
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_mlp_equals_a_sequence_of_modules():

@@ -2,7 +2,7 @@
 layers, each equal to torch's in everything but the time it takes."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,13 +14,7 @@ from hyperopt_id import derivatives
 from hyperopt_id.tasks.models import cnn, mlp, resnet18, transformer, twice
 from hyperopt_id.tasks.models import twice_rules as rules
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def batch_norm() -> rules.BatchNorm:
