@@ -111,7 +111,7 @@ class MuLO(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # a compiled loop calls it; torch.compiler.disable would load the compiler with this module
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override] # overloads there
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override] - overloads
         """One step for every parameter that has a gradient. The loss is returned: what `closure` computes, or is."""
         loss = closure
         if callable(closure):

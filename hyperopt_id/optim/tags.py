@@ -34,7 +34,7 @@ def tag_parameters(
     reference = base if isinstance(base, int) else _shapes(base)
     tags = mup.tags(_shapes(model), roles or getattr(model, "roles", {}), reference)
     for name, parameter in model.named_parameters():
-        parameter.scaling_tag = tags[name]._replace(depth=depth)  # type: ignore[attr-defined] # tensors take any
+        parameter.scaling_tag = tags[name]._replace(depth=depth)  # type: ignore[attr-defined] - a new one
     return model
 
 

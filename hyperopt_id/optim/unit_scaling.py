@@ -97,7 +97,7 @@ class _OnScaledParameters(torch.optim.Optimizer):
         **kwargs: Any,
     ) -> None:
         given = (lr_scale_func, lr, weight_decay, independent_weight_decay, allow_non_unit_scaling_params)
-        super().__init__(scaled_parameters(params, *given), lr, *args, **kwargs)  # type: ignore[arg-type] # of the next
+        super().__init__(scaled_parameters(params, *given), lr, *args, **kwargs)  # type: ignore[arg-type] - the next base
 
 
 class Adam(_OnScaledParameters, torch.optim.Adam):
