@@ -66,28 +66,45 @@ def assemble(
     A ValueError where a space does not hold exactly the hyperparameters of its rule.
     """
     execution = execution or Execution()
-    how, watch = execution.lift, Stopwatch()
-    device = next(iter(task.init(seeds[0])[0].values())).device
     meta = meta or rules.adam()
     meta_space = meta_space or adam_space(0.05)
     _check_names("space", space, rule)
     _check_names("meta_space", meta_space, meta)
     curvature = pick_curvature(curvature, engine, task, seeds[0])
-    dynamics, objective = _lifted(task, rule, space, curvature, sub_batch, execution)
-    update = population.make_update(
-        dynamics,
-        engine,
-        objective,
-        population.lift_rule(meta, how),
-        space.project,
-        run_axes=int(how == "vmap"),
-        prepare=_preparation(execution, watch, device),
-    )
+    lifted = _lifted(task, rule, space, curvature, sub_batch, execution)
 
-    begin = partial(_member, task, rule, space, meta, meta_space, sample)
+    def start() -> Run:
+        begin = partial(_member, task, rule, space, meta, meta_space, sample)
+        return trees.stack(list(map(begin, seeds, starts or [{}] * len(seeds))))
+
+    return _parts(task, space, engine, meta, lifted, start, seeds, execution)
+
+
+def _parts(
+    task: Task,
+    space: Space,
+    engine: Engine,
+    meta: UpdateRule,
+    lifted: tuple[Dynamics, Objective],
+    start: Callable[[], Run],
+    seeds: Sequence[int],
+    execution: Execution,
+) -> Parts:
+    """The parts, computed as `execution` says, of runs that `start` begins."""
+    how, watch = execution.lift, Stopwatch()
+    device = next(iter(task.init(seeds[0])[0].values())).device
+    dynamics, objective = lifted
     return Parts(
-        start=lambda: trees.stack(list(map(begin, seeds, starts or [{}] * len(seeds)))),
-        update=update,
+        start=start,
+        update=population.make_update(
+            dynamics,
+            engine,
+            objective,
+            population.lift_rule(meta, how),
+            space.project,
+            run_axes=int(how == "vmap"),
+            prepare=_preparation(execution, watch, device),
+        ),
         evaluate=population.lift(task.evaluate, how),
         hyper=partial(_natural, dynamics, space),
         hypergradient=_by_name,
