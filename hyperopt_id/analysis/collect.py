@@ -24,8 +24,10 @@ PASSED_OVER = ("checkpoints", "trace", "cache", "Weights")
 UNFINISHED = "not finished, left out"
 UNREAD = "no config.json beside config.yaml, named after folders and without what is selected"
 PARTIAL = "the runs of a search are not there, so that only what it logged counts"
-CHOSEN = "runs that searches by the published code have started, no independent starts, left out"
-QUANTILES = "no metrics.jsonl, and TensorBoard has quantiles over the members alone, left out"
+LEFT_OUT = {  # by kind of directory
+    "chosen": "runs that searches by the published code have started, no independent starts, left out",
+    "quantiles": "no metrics.jsonl, and TensorBoard has quantiles over the members alone, left out",
+}
 BATCHES = "their Loss/Validation is of a batch (no full_batch_validation_evaluations), so nothing is selected of them"
 Found = dict[str, list[Path]]  # directories, by what is to be said of them
 
@@ -54,8 +56,8 @@ def collect(folders: Sequence[Path], cache: Path | None = None, show: bool = Fal
     searches: list[Search] = []
     said: Found = {}
     for kind, directory in tqdm(found, desc="reading", unit="run", disable=not show, leave=False):
-        if kind == "quantiles" or (kind == "events" and is_of_a_search(directory)):
-            said.setdefault(QUANTILES if kind == "quantiles" else CHOSEN, []).append(directory)
+        if kind in LEFT_OUT:
+            said.setdefault(LEFT_OUT[kind], []).append(directory)
             continue
         if kind == "search":
             read = load_search(directory)
@@ -95,7 +97,7 @@ def _kind(path: Path, folders: Iterable[str], files: Iterable[str]) -> str | Non
     if "config.json" not in files:
         return None
     if event_files(path) or members(path):
-        return "events"
+        return "chosen" if is_of_a_search(path) else "events"
     summarized = any(event_files(path / name) for name in folders if name.startswith("members_"))
     return "quantiles" if summarized else None
 
