@@ -55,9 +55,9 @@ MODELS: dict[str, tuple[Make, dict[str, str]]] = {  # width -> model; its module
         {"embedding": "embedding", "blocks.0": "block 1", "blocks.1": "block 2", "output": "output"},
     ),
 }
-OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], ...]] = {  # standard, μP
-    "adam": (torch.optim.Adam, optim.MuAdam),
-    "sgd": (torch.optim.SGD, optim.MuSGD),
+OPTIMIZERS: dict[str, dict[str, Callable[..., torch.optim.Optimizer]]] = {  # by parametrization
+    "adam": {"standard": torch.optim.Adam, "mup": optim.MuAdam, "umup": optim.Adam},
+    "sgd": {"standard": torch.optim.SGD, "mup": optim.MuSGD},
 }
 RATES = {  # at width 64, for all parametrizations
     "adam": {"mlp": 0.003, "cnn": 0.003, "transformer": 0.003},
@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        optimizer = OPTIMIZERS[self.optimizer][0].__name__
+        optimizer = OPTIMIZERS[self.optimizer]["standard"].__name__
         return f"{PARAMETRIZATIONS[self.parametrization]}, {optimizer}"
 
 
@@ -134,13 +134,11 @@ def _recording(sizes: list[float]) -> Callable[[nn.Module, Any, Tensor], None]:
 
 
 def _optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
-    (standard, scaled), lr = OPTIMIZERS[case.optimizer], RATES[case.optimizer][case.model]
-    if case.parametrization == "standard":
-        return standard(model.parameters(), lr=lr)
-    optim.tag_parameters(model, BASE)
-    if case.parametrization == "mup":
-        return scaled(model.parameters(), lr=lr)
-    return optim.Adam(model.parameters(), lr=lr * BASE)  # a step moves n^-1/2 W by lr / n
+    make, lr = OPTIMIZERS[case.optimizer][case.parametrization], RATES[case.optimizer][case.model]
+    if case.parametrization != "standard":
+        optim.tag_parameters(model, BASE)
+    unit = BASE if case.parametrization == "umup" else 1  # where a step moves n^-1/2 W by lr / n
+    return make(model.parameters(), lr=lr * unit)
 
 
 def draw(found: dict[Case, Sizes], steps: int) -> Any:
