@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 from chunks import Chunk, check_data, default_size, pack, unfinished
 from override_generators import GENERATORS, generate, known
 
-from baselines.cluster import check_ray
+from baselines.cluster import Resources, check_ray
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -125,7 +125,7 @@ def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> Iterator[tu
     import ray_tasks
 
     check_data(chunks)
-    resources = ray_tasks.Resources(options.workers, options.gpus_per_task, options.address)
+    resources = Resources(options.workers, options.gpus_per_task, options.address)
     return ray_tasks.train(chunks, resources, options.threads, options.progress)
 
 

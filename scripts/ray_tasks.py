@@ -21,8 +21,6 @@ from tqdm import tqdm
 from baselines.cluster import Resources, cluster, environment, reach
 from hyperopt_id.config import to_dict
 
-__all__ = ["Resources", "train"]
-
 RETRIES = 5  # of a chunk whose worker dies
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_WITHOUT_RAY = 20.0
