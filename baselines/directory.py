@@ -35,7 +35,7 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "search.json", settings)
-        write_json(directory / "config.json", plain(to_dict(config)))
+        write_json(directory / "config.json", to_dict(config))
         write_text(directory / "config.yaml", dump(config))
     except OSError as error:
         raise ValueError(

@@ -224,7 +224,7 @@ def unpack(tree: Tree, directory: Path) -> None:
 def _describe(directory: Path, config: Config) -> None:
     path, text = directory / "config.yaml", dump(config)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:  # new, or another lineage
-        write_json(directory / "config.json", plain({**to_dict(config), "start": starting_values(config)}))
+        write_json(directory / "config.json", {**to_dict(config), "start": starting_values(config)})
         write_text(path, text)
 
 
