@@ -97,7 +97,7 @@ extern "C" int hyperopt_id_mulo_cuda_write(int64_t device, int64_t* to, const in
                                            void* stream) {
   int unused, failed = use(int(device), &unused);
   for (int64_t n = 0; n < count && !failed; n += MESSAGE) {
-    Message message = {to + n, int(count - n < MESSAGE ? count - n : MESSAGE), {}};
+    Message message = {to + n, int(least(MESSAGE, count - n)), {}};
     for (int i = 0; i < message.count; ++i) message.integers[i] = from[n + i];
     failed = launch(write, 1, WIDE, stream, message);
   }
@@ -120,7 +120,7 @@ extern "C" int hyperopt_id_mulo_cuda_step(int64_t device, int64_t count, const i
                   step_multiplier};
   int all = 1, failed = use(int(device), &all);
   auto run = [&](void (*kernel)(Step), int64_t blocks, int64_t most, int threads) {
-    if (blocks && !failed) failed = launch(kernel, blocks < most ? blocks : most, threads, stream, step);
+    if (blocks && !failed) failed = launch(kernel, least(blocks, most), threads, stream, step);
   };
   const int64_t* tasks = sizes + 2;
   run(squares, tasks[SQUARES], 3 * all, BLOCK);

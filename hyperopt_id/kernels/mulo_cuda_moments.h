@@ -137,39 +137,41 @@ __device__ void moments_of_tile(const Leaf& leaf, int64_t index, Mover& mover) {
   }
 }
 
+// Calls visit(first, valid) for the numbers of a chunk that are this lane's, four at a time.
+template <class Visit>
+__device__ void each_four(int64_t size, int64_t index, Visit visit) {
+  const int64_t origin = index * CHUNK;
+  const int count = int(least(CHUNK, size - origin));
+  for (int i = 4 * (threadIdx.x % WARP); i < count; i += TILE) visit(origin + i, clamped(count - i));
+}
+
 __device__ void moments_of_chunk(const Leaf& leaf, int64_t index, Mover& mover) {
-  const int64_t origin = index * CHUNK, rest = mover.size - origin;
-  const int count = int(rest < CHUNK ? rest : CHUNK);
-  for (int i = 4 * (threadIdx.x % WARP); i < count; i += TILE) {
-    const int valid = clamped(count - i);
-    const Mover::Numbers now = mover.read(origin + i, valid);
-    Position position(leaf.t, origin + i);
+  each_four(mover.size, index, [&](int64_t first, int valid) {
+    const Mover::Numbers now = mover.read(first, valid);
+    Position position(leaf.t, first);
     float factors[3][4] = {};
     for (int e = 0; e < 4; ++e) {
       for (int k = 0; k < 3 && e < valid; ++k)
         factors[k][e] = packed_factor(leaf, position, k, line_mean(leaf, position, k), place_mean(leaf, position, k));
       position.next(leaf.t);
     }
-    mover.move(now, origin + i, valid, factors, factors);
-  }
+    mover.move(now, first, valid, factors, factors);
+  });
 }
 
 __device__ void moments_of_vector(const Leaf& leaf, int64_t index, Mover& mover) {
-  const int64_t origin = index * CHUNK, rest = mover.size - origin;
-  const int count = int(rest < CHUNK ? rest : CHUNK);
-  for (int i = 4 * (threadIdx.x % WARP); i < count; i += TILE) {
-    const int valid = clamped(count - i);
-    const Mover::Numbers now = mover.read(origin + i, valid);
+  each_four(mover.size, index, [&](int64_t first, int valid) {
+    const Mover::Numbers now = mover.read(first, valid);
     float factors[3][4], momentum_factors[3][4];
     for (int k = 0; k < 3; ++k) {
-      const Four mean = numbers_of(read4(leaf.at.row + k * mover.size, FLOAT32, origin + i, valid, false), FLOAT32);
+      const Four mean = numbers_of(read4(leaf.at.row + k * mover.size, FLOAT32, first, valid, false), FLOAT32);
       for (int e = 0; e < 4; ++e) {
         factors[k][e] = vector_factor(mean.at[e]);
         momentum_factors[k][e] = vector_momentum_factor(mean.at[e]);
       }
     }
-    mover.move(now, origin + i, valid, factors, momentum_factors);
-  }
+    mover.move(now, first, valid, factors, momentum_factors);
+  });
 }
 
 __global__ void __launch_bounds__(BLOCK, 2) moments(const Step step) {

@@ -191,6 +191,33 @@ struct Numbers {
   }
 };
 
+// The two outputs, direction and magnitude, of the numbers of two tiles, from their units of the first layer.
+template <class Precision, class Pair = typename Precision::Pair>
+__device__ void outputs_of(const Network<Precision>& net, const Operand<Pair> (&hidden)[2][2], float (&out)[2][4]) {
+  const int lane = threadIdx.x % WARP, q = lane % 4;
+  const float2 bias = net.last_bias;
+  for (int tile = 0; tile < 2; ++tile)
+    for (int n = 0; n < 4; ++n) out[tile][n] = n % 2 ? bias.y : bias.x;
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    Operand<Pair> second[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = 2 * block + half;
+      const float4 start = net.bias[j][q];
+      const Weights<Pair> weights[2] = {net.second[j][lane][0], net.second[j][lane][1]};
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        float sum[4] = {start.x, start.y, start.z, start.w};
+        for (int p = 0; p < 2; ++p) Precision::multiply(sum, hidden[tile][p], weights[p]);
+        second[tile].first[half] = Precision::rectified(sum[0], sum[1]);
+        second[tile].second[half] = Precision::rectified(sum[2], sum[3]);
+      }
+    }
+    for (int tile = 0; tile < 2; ++tile) Precision::multiply(out[tile], second[tile], net.last[lane][block]);
+  }
+}
+
 // The new parameters of 32 numbers from `first` on, of which `rest` are there. Given are a lane's four numbers, their
 // factors of gradient and momentum (1 for lane 3), and the slots that they share with others.
 template <class Precision, class Pair = typename Precision::Pair>
@@ -225,26 +252,8 @@ __device__ void move_numbers(const Network<Precision>& net, const Job& job, cons
       hidden[tile][j / 2].second[j % 2] = Precision::rectified(sum[2], sum[3]);
     }
   }
-  const float2 bias = net.last_bias;
-  float out[2][4] = {{bias.x, bias.y, bias.x, bias.y}, {bias.x, bias.y, bias.x, bias.y}};
-#pragma unroll
-  for (int block = 0; block < 2; ++block) {
-    Operand<Pair> second[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int j = 2 * block + half;
-      const float4 start = net.bias[j][q];
-      const Weights<Pair> weights[2] = {net.second[j][lane][0], net.second[j][lane][1]};
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        float sum[4] = {start.x, start.y, start.z, start.w};
-        for (int p = 0; p < 2; ++p) Precision::multiply(sum, hidden[tile][p], weights[p]);
-        second[tile].first[half] = Precision::rectified(sum[0], sum[1]);
-        second[tile].second[half] = Precision::rectified(sum[2], sum[3]);
-      }
-    }
-    for (int tile = 0; tile < 2; ++tile) Precision::multiply(out[tile], second[tile], net.last[lane][block]);
-  }
+  float out[2][4];
+  outputs_of(net, hidden, out);
   // All lanes of a quad have the outputs of its numbers; lane q takes those of number q, which is this lane's of all.
   const float direction = q < 2 ? (q % 2 ? out[0][2] : out[0][0]) : (q % 2 ? out[1][2] : out[1][0]);
   const float magnitude = q < 2 ? (q % 2 ? out[0][3] : out[0][1]) : (q % 2 ? out[1][3] : out[1][1]);
@@ -341,7 +350,7 @@ __device__ void move_chunk(const Step& step, const Leaf& leaf, int64_t index, Ne
   NumberShare<Pair>(*shares)[4] = net.shares[threadIdx.x / WARP].numbers;
   Weights<Pair> shared[4];
   for (int j = 0; j < 4; ++j) shared[j] = shared_weights<Precision>(*step.theta, leaf.t, j);
-  const int64_t last = (index + 1) * STEPPED < leaf.t.size() ? (index + 1) * STEPPED : leaf.t.size();
+  const int64_t last = least((index + 1) * STEPPED, leaf.t.size());
   for (int64_t first = index * STEPPED; first < last; first += WARP) {
     const Numbers numbers(job, own, first + mine, clamped(last - first - mine));
     prepare_numbers<Precision>(leaf, first + lane, first + lane < last, shares);

@@ -53,7 +53,7 @@ __device__ void squares_of_segment(const Step& step, const Task& task, int64_t i
   const int64_t blocks = parts(t.lines(), WARP), segment = index / blocks;
   const int64_t own = index % blocks * WARP + threadIdx.x % WARP;
   if (own >= t.lines()) return;
-  const int64_t last = (segment + 1) * SEGMENT < t.y ? (segment + 1) * SEGMENT : t.y;
+  const int64_t last = least((segment + 1) * SEGMENT, t.y);
   const int64_t origin = own / t.c * t.length() + own % t.c;
   float sum = 0.0f;
 #pragma unroll 4
@@ -91,7 +91,7 @@ __device__ void means_of(const Step& step, const Task& task, float (&sums)[WIDE_
   if (warp < 3 && own < all) {
     sum = 0.0f;
     for (int n = 0; n < WIDE_WARPS; ++n) sum += sums[n][lane];
-    const float rate = 1.0f - kept(decayed(initial(warp), step.theta->factored[warp]));
+    const float rate = factored_rate(step, warp);
     float& mean = (line ? leaf.line() : leaf.place())[warp * all + own];
     mean = mixed(rate, mean, sum / float(line ? t.y : t.x) + 1e-30f);
   }
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(WIDE, 2) means(const Step step) {
       const float g = usable(load(step.pointers[task.tensor].grad, t.grad_type, own));
       for (int k = 0; k < 3; ++k) {
         float& mean = global(step.pointers[task.tensor].row)[k * t.places() + own];
-        mean = mixed(1.0f - kept(decayed(initial(k), step.theta->factored[k])), mean, g * g + 1e-30f);
+        mean = mixed(factored_rate(step, k), mean, g * g + 1e-30f);
       }
     }
   }
@@ -145,7 +145,8 @@ __device__ void inverses_of(const Step& step, const Task& task, float* sums) {
 }
 
 // Squares of 4096 statistics of lines, or of places, added up: means and roots of each decay, at their shared slots.
-__device__ void squares_of_statistics(const Step& step, int64_t tensor, int64_t index, float (&sums)[WIDE_WARPS][SHARED]) {
+__device__ void squares_of_statistics(const Step& step, int64_t tensor, int64_t index,
+                                      float (&sums)[WIDE_WARPS][SHARED]) {
   const Leaf leaf(step, tensor);
   const Tensor& t = leaf.t;
   const int64_t line_tasks = parts(t.lines(), ADDED);

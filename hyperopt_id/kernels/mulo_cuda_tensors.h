@@ -25,6 +25,8 @@ __device__ constexpr int SHARED_FEATURES[2][SHARED] = {{13, 14, 15, 19, 20, 21},
 
 __host__ __device__ constexpr int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
+__host__ __device__ constexpr int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
+
 struct Shape {  // as Python hands it over: 9 integers
   int64_t a, x, b, y, c;
   int64_t rows_are_lines;  // 1: rows are lines; 0: rows are places
@@ -137,6 +139,11 @@ __device__ float kept(float beta) { return fminf(fmaxf(beta, 0.0f), 1.0f); }
 
 __device__ float initial(int k) { return k == 0 ? 0.9f : k == 1 ? 0.99f : 0.999f; }
 
+// 1 - beta of the factored accumulators.
+__device__ float factored_rate(const Step& step, int k) {
+  return 1.0f - kept(decayed(initial(k), step.theta->factored[k]));
+}
+
 // The old mean moved on by the rate 1 - beta.
 __device__ float mixed(float rate, float old, float fresh) { return old + rate * (fresh - old); }
 
@@ -242,8 +249,8 @@ __device__ Tile tile_of(const Tensor& t, int64_t b, int64_t length, int64_t widt
   tile.x = tile.slab * t.slab;
   tile.line = (tile.slice / b * t.x + tile.x) * b + tile.slice % b;
   tile.stride = b;
-  tile.lines = int(tile.x + t.slab < t.x ? t.slab : t.x - tile.x);
-  tile.places = int(tile.l + width < length ? width : length - tile.l);
+  tile.lines = int(least(t.slab, t.x - tile.x));
+  tile.places = int(least(width, length - tile.l));
   return tile;
 }
 
