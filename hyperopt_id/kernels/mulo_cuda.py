@@ -42,24 +42,14 @@ _pointers: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 _captured: list[object] = []  # what graphs read when they are replayed
 
 
-def step(
-    params: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momentum: Sequence[Tensor],
-    square: Sequence[Tensor],
-    row: Sequence[Tensor],
-    column: Sequence[Tensor],
-    theta: Tensor,
-    rates: Tensor,
-    steps: Tensor,
-    step_multiplier: float,
-) -> None:
-    """`hyperopt_id::mulo_step` on the current stream of the device that the tensors are on."""
+def step(*arguments: Any) -> None:
+    """`hyperopt_id::mulo_step`, whose arguments these are, on the current stream of the device of the tensors."""
+    *tensors, theta, rates, steps, step_multiplier = arguments
+    params = tensors[0]
     if not params:
         return
     with torch.cuda.device(params[0].device):
         stream = torch.cuda.current_stream()
-        tensors = (params, gradients, momentum, square, row, column)
         used = launch(_loaded(theta.get_device()), tensors, theta, rates, steps, step_multiplier, stream.cuda_stream)
         if _capturing(theta.device):
             _captured.append(used)
