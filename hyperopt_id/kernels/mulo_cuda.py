@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 _plans: OrderedDict[tuple, Plan] = OrderedDict()
 _pointers: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-_captured: list[object] = []  # what graphs read when they are replayed
+_captured: dict[int, object] = {}  # by identity, what was there before the graphs that read it
 
 
 def step(*arguments: Any) -> None:
@@ -52,7 +52,7 @@ def step(*arguments: Any) -> None:
         stream = torch.cuda.current_stream()
         used = launch(_loaded(theta.get_device()), tensors, theta, rates, steps, step_multiplier, stream.cuda_stream)
         if _capturing(theta.device):
-            _captured.append(used)
+            _captured.update((id(tensor), tensor) for tensor in (theta, steps))
         else:
             for tensor in used:
                 tensor.record_stream(stream)
@@ -170,12 +170,16 @@ def _description(kernels: ctypes.CDLL, failed: int) -> str:
 
 
 def _kept(found: OrderedDict[Any, Kept], key: tuple, make: Callable[[], Kept], device: torch.device) -> Kept:
-    """The entry of a key, made where there is none. One made under capture is the graph's: nothing is in it so far."""
+    """The entry of a key, made where there is none. One made under capture is in the graph's own memory, where every
+    replay writes it before it is read; one that is found must stay for the graph."""
+    capturing = _capturing(device)
     if key not in found:
         made = make()
-        if _capturing(device):
+        if capturing:
             return made
         found[key] = made
+    if capturing:
+        _captured[id(found[key])] = found[key]
     found.move_to_end(key)
     if len(found) > KEPT:
         found.popitem(last=False)

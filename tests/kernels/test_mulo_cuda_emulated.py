@@ -176,6 +176,22 @@ def test_what_a_graph_captures_is_its_own(monkeypatch):
     assert_equal(ours, theirs)
 
 
+def test_what_graphs_read_stays_and_is_kept_once(monkeypatch):
+    """Whatever the number of graphs; what is made under capture is in the graph's memory and goes with it."""
+    monkeypatch.setattr(mulo_cuda, "_captured", {})
+    monkeypatch.setattr(mulo_cuda, "KEPT", 1)
+    cases = mixed_cases()
+    take_step(cases, random_theta())
+    tables = [*mulo_cuda._plans.values(), *mulo_cuda._pointers.values()]
+    with monkeypatch.context() as capture:
+        capture.setattr(mulo_cuda, "_capturing", lambda device: True)
+        for _ in range(3):
+            take_step(cases, random_theta())
+            take_step(mixed_cases(), random_theta())
+    take_step(mixed_cases(), random_theta())
+    assert [*map(id, mulo_cuda._captured.values())] == [*map(id, tables)]
+
+
 def test_what_a_gpu_refuses_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(compiler, "cuda_library", lambda source, capability: emulated())
