@@ -17,6 +17,7 @@ with np.load(Path(__file__).parent / "golden" / "mulo_jax.npz") as _recording:
     RECORDED = {name: torch.from_numpy(_recording[name]) for name in _recording.files}
 TENSORS = [name.removeprefix("params0/") for name in RECORDED if name.startswith("params0/")]
 STEPS = 12
+HALF = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # the distance of neighboring numbers, relative
 RECORDED_NAMES = {"momentum": "momentum_decays", "square": "rms_decays", "factored": "adafactor_decays"}
 
 
@@ -93,12 +94,18 @@ def in_memory_order(shape: Sequence[int], order: Sequence[int], dtype: torch.dty
     return torch.empty([shape[axis] for axis in order], dtype=dtype).permute(places)
 
 
-def kernel_step(cases: Sequence[Case], theta: Tensor, steps: int = 2, step_multiplier: float = 0.01) -> None:
-    """A step of the kernel, in place."""
+def arguments(cases: Sequence[Case], theta: Tensor, steps: float = 2.0, step_multiplier: float = 0.01) -> tuple:
+    """What `mulo_step` is given, on the device that the tensors are on."""
+    device = cases[0].param.device if cases else theta.device
     lists = [[c.param for c in cases], [c.gradient for c in cases]]
     lists += [[c.state[name] for c in cases] for name in mulo.Accumulators._fields]
     rates = torch.tensor([c.rate for c in cases]).reshape(-1, 2)
-    mulo_step(*lists, theta, rates, torch.tensor(float(steps)), step_multiplier)
+    return (*lists, theta.to(device), rates, torch.tensor(float(steps), device=device), step_multiplier)
+
+
+def kernel_step(cases: Sequence[Case], theta: Tensor, steps: int = 2, step_multiplier: float = 0.01) -> None:
+    """A step of the kernel, in place."""
+    mulo_step(*arguments(cases, theta, steps, step_multiplier))
 
 
 def rule_step(cases: Sequence[Case], theta: Tensor, steps: int = 2, step_multiplier: float = 0.01) -> None:
@@ -112,3 +119,9 @@ def error(moved: Tensor, expected: Tensor, before: Tensor) -> float:
     """Of an update, relative to it."""
     update = expected.double() - before.double()
     return float((moved.double() - expected.double()).norm() / update.norm())
+
+
+def assert_equal(cases: Sequence[Case], others: Sequence[Case]) -> None:
+    for one, other in zip(cases, others, strict=True):
+        assert torch.equal(one.param, other.param)
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())

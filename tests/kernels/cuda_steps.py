@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mulo_cases import Case, case, error, rule_step
+from mulo_cases import HALF, Case, arguments, case, error, rule_step
 from torch import Tensor
 
-from hyperopt_id import mulo
 from hyperopt_id.kernels import compiler, mulo_cuda
 from hyperopt_id.kernels.mulo import mulo_step
 
@@ -21,7 +20,6 @@ FLAGS = (
     *("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-shared", "-fPIC"),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),  # reads of four at once that are not aligned, too
 )
-HALF = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # the distance of neighboring numbers, relative
 
 
 @functools.cache
@@ -40,15 +38,6 @@ def emulated() -> ctypes.CDLL:
 def variable(name: str) -> ctypes.c_int:
     """Of the emulation, which starts with that word."""
     return ctypes.c_int.in_dll(emulated(), f"emulated_{name}")
-
-
-def arguments(cases: Sequence[Case], theta: Tensor, steps: float = 2.0) -> tuple:
-    """What `mulo_step` is given."""
-    device = cases[0].param.device
-    lists = [[c.param for c in cases], [c.gradient for c in cases]]
-    lists += [[c.state[name] for c in cases] for name in mulo.Accumulators._fields]
-    rates = torch.tensor([c.rate for c in cases])
-    return (*lists, theta.to(device), rates, torch.tensor(float(steps), device=device), 0.01)
 
 
 def take_step(cases: Sequence[Case], theta: Tensor, steps: float = 2.0) -> None:
@@ -97,9 +86,3 @@ def assert_same_state(one: Case, other: Case) -> None:
     for name, value in other.state.items():
         scale = float(value.abs().amax()) if value.numel() else 0.0
         torch.testing.assert_close(one.state[name], value, rtol=2e-5, atol=1e-5 * scale, msg=name)
-
-
-def assert_equal(cases: Sequence[Case], others: Sequence[Case]) -> None:
-    for one, other in zip(cases, others, strict=True):
-        assert torch.equal(one.param, other.param)
-        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_identical
 from mulo_cases import (
+    HALF,
     RECORDED,
     STEPS,
     TENSORS,
     Case,
+    assert_equal,
     case,
     copied,
     error,
@@ -37,7 +39,6 @@ except compiler.NoCompiler as error:
     pytest.skip(str(error), allow_module_level=True)
 
 LANES = (16, 8, 4)  # where the processor lacks the widest, a narrower one is tested twice
-HALF = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # the distance of neighboring numbers, relative
 
 
 @pytest.fixture(params=LANES)
@@ -171,9 +172,7 @@ def test_the_number_of_threads_does_not_change_a_bit(lanes):
     finally:
         torch.set_num_threads(1)
     for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one.param, two.param)
-            assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
+        assert_equal(results[0], other)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -198,8 +197,7 @@ def test_gradients_that_are_no_use_count_as_zero(bad, shape):
     for step in (kernel_step, rule_step):
         here = copied([zeroed, spoiled])
         step(here, random_theta())
-        assert torch.equal(here[0].param, here[1].param)
-        assert all(torch.equal(value, here[1].state[name]) for name, value in here[0].state.items())
+        assert_equal(here[:1], here[1:])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e10, 1e15])

@@ -3,14 +3,16 @@ GPU, and emulated on a CPU (`cuda_steps`)."""
 
 import pytest
 import torch
-from cuda_steps import HALF, assert_equal, assert_same_step, changed, mixed_cases, placed, take_step
+from cuda_steps import assert_same_step, changed, mixed_cases, placed, take_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mulo_cases import (
+    HALF,
     RECORDED,
     STEPS,
     TENSORS,
     Case,
+    assert_equal,
     case,
     error,
     in_memory_order,

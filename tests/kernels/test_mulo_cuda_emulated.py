@@ -6,18 +6,8 @@ import mmap
 
 import pytest
 import torch
-from cuda_steps import (
-    arguments,
-    assert_equal,
-    assert_same_state,
-    assert_same_step,
-    changed,
-    emulated,
-    mixed_cases,
-    take_step,
-    variable,
-)
-from mulo_cases import case, copied, random_theta, rule_step
+from cuda_steps import assert_same_state, assert_same_step, changed, emulated, mixed_cases, take_step, variable
+from mulo_cases import arguments, assert_equal, case, copied, random_theta, rule_step
 
 from hyperopt_id import mulo
 from hyperopt_id.kernels import compiler, mulo_cuda

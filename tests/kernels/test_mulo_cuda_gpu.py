@@ -5,8 +5,8 @@ import gc
 
 import pytest
 import torch
-from cuda_steps import arguments, assert_equal, assert_same_step, mixed_cases, placed, take_step
-from mulo_cases import case, in_memory_order, random_theta
+from cuda_steps import assert_same_step, mixed_cases, placed, take_step
+from mulo_cases import arguments, assert_equal, case, in_memory_order, random_theta
 from torch import nn
 
 from hyperopt_id import mulo

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cuda_steps import HALF, arguments, placed
-from mulo_cases import case, random_theta
+from cuda_steps import placed
+from mulo_cases import HALF, arguments, case, random_theta
 
 from hyperopt_id.kernels import compiler
 from hyperopt_id.kernels import mulo as kernels
