@@ -86,13 +86,6 @@ def guarded(value, at_end):
     return flat.as_strided(value.shape, value.stride()).copy_(value)
 
 
-@pytest.fixture
-def default_dtype():
-    """Set what torch makes where no precision is asked for."""
-    yield torch.set_default_dtype
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("at_end", [False, True])
 def test_nothing_is_touched_outside_of_the_tensors(at_end, dtype, precision, default_dtype):
