@@ -41,7 +41,7 @@ def mulo_table(device: str, rounds: int) -> list[Row]:
 
 
 def _rows(shapes: Shapes, device: str, rounds: int) -> list[Row]:
-    kernel = partial(MuLO, weights=mulo.untrained(), impl=device)  # type: ignore[arg-type]
+    kernel = partial(MuLO, weights=mulo.untrained(), impl=device)  # type: ignore[arg-type] - of these
     rule = partial(MuLO, weights=mulo.untrained(), impl="torch")
     loops = {"MuLO, kernel": _stepping(kernel(_parameters(shapes, device)))}
     if device == "cuda":
