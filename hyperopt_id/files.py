@@ -1,14 +1,22 @@
-"""Files that survive a crash: readers, and a machine that lost power, find the old content or the whole new one.
+"""Files that survive a crash, and readers that trust none.
 
 A rename is atomic, but reaches the disk when the system likes, perhaps before what was written to the file. So the
 content is synchronized before the rename, and the folder, which knows the name, after it.
+
+Whatever is read may be damaged, foreign or no file at all: only regular files are opened, their size is bounded before
+memory is taken, and the types of what they hold are compared with a form before anything is used. Every error is a
+ValueError of one line that begins with the path.
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+MEBIBYTE = 2**20
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -34,3 +42,77 @@ def synchronize(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
+    """The file, opened for reading. Raises ValueError if it cannot be opened, is a folder, pipe or device, or has more
+    than `limit` bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (limit is None or status.st_size <= limit):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: is no regular file")
+    raise ValueError(f"{path}: has {status.st_size} bytes, where at most {limit} are expected")
+
+
+def read(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises ValueError as `open_regular` does."""
+    with open_regular(path, limit) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_json_file(path: str | Path, form: Any, limit: int = 64 * MEBIBYTE) -> Any:
+    """The value that a JSON file holds, which has the form (see `check_form`). Raises ValueError if it has not."""
+    content = read(path, limit)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON ({' '.join(str(error).split())})") from error
+    check_form(value, form, f"{path}")
+    return value
+
+
+def check_form(value: Any, form: Any, where: str) -> None:
+    """Raise ValueError if `value` has not the form, naming the entry after `where`.
+
+    A form is a type or tuple of types (`float` takes integers, too, and nothing but `bool` takes booleans), a mapping
+    {key: form} with other keys left alone and those that end in "?" optional, a list [form] for lists of it, or a
+    function that says whether a value will do and whose docstring says what is needed. `object` takes anything.
+    """
+    if isinstance(form, Mapping):
+        _need(isinstance(value, dict), "a mapping", value, where)
+        for key, inner in form.items():
+            name = key.removesuffix("?")
+            if name in value:
+                check_form(value[name], inner, f"{where}: {name}")
+            elif name == key:
+                raise ValueError(f"{where}: {name} is missing")
+    elif isinstance(form, list):
+        _need(isinstance(value, list), "a list", value, where)
+        for index, entry in enumerate(value):
+            check_form(entry, form[0], f"{where}[{index}]")
+    elif isinstance(form, type | tuple):
+        types = form if isinstance(form, tuple) else (form,)
+        wanted = {*types, int} if float in types else {*types}
+        _need(object in wanted or type(value) in wanted, " or ".join(map(_type_name, types)), value, where)
+    else:
+        _need(form(value), " ".join((form.__doc__ or form.__name__).split()), value, where)
+
+
+def _need(holds: bool, needed: str, value: Any, where: str) -> None:
+    if not holds:
+        shown = repr(value) if isinstance(value, bool | int | float | str | None) else _type_name(type(value))
+        raise ValueError(f"{where}: needs {needed}, found {shown if len(shown) <= 60 else shown[:57] + '...'}")
+
+
+def _type_name(kind: type) -> str:
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "a mapping"}
+    return {**names, list: "a list", type(None): "null"}.get(kind, kind.__name__)

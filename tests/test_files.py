@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from short_runs import ENGINES, arguments, assert_same_run, train
 
-from hyperopt_id import cli
+from hyperopt_id import cli, files
 from hyperopt_id.analysis.load import load_reports
 from hyperopt_id.telemetry import is_finished
 
@@ -59,3 +59,52 @@ def test_what_is_relied_on_is_on_the_disk_before(
             assert [json.loads(line) for line in then["metrics.jsonl"].splitlines()] == reports
             np.testing.assert_array_equal(np.load(io.BytesIO(then["lr.npy"]))[:update], trace[:update])
     assert len([name for name in known if name.startswith("step_")]) == checkpoints
+
+
+FORM = {"name": str, "rate": (float, type(None)), "seeds": [int], "extra?": {"on": bool}}
+FITS = {"name": "a", "rate": 1, "seeds": [1, 2], "unknown": object}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({}, None),
+        ({"rate": None, "extra": {"on": True}, "seeds": []}, None),
+        ({"name": 3}, "here: name: needs a string, found 3"),
+        ({"rate": True}, "here: rate: needs a number or null, found True"),
+        ({"seeds": [1, 2.0]}, r"here: seeds\[1\]: needs an integer, found 2.0"),
+        ({"seeds": {"0": 1}}, "here: seeds: needs a list, found a mapping"),
+        ({"extra": {}}, "here: extra: on is missing"),
+    ],
+)
+def test_a_form_says_which_entry_is_of_another_type(change: dict, message: str | None):
+    value = {**FITS, **change}
+    if message is None:
+        files.check_form(value, FORM, "here")
+    else:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            files.check_form(value, FORM, "here")
+
+
+def test_what_is_no_regular_file_or_too_large_is_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"12345")
+    for name, message in (
+        ("pipe", "no regular file"),
+        ("", "no regular file"),
+        ("large", "5 bytes, where at most 4"),
+        ("missing", "No such file"),
+    ):
+        with pytest.raises(ValueError, match=f"^{tmp_path / name}: .*{message}"):
+            files.read(tmp_path / name, 4)
+    with pytest.raises(ValueError, match="no regular file"):
+        files.read("/dev/zero", 4)
+    assert files.read(tmp_path / "large", 5) == b"12345"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"[1, 2]"])
+def test_a_damaged_json_file_is_one_line_with_its_path(tmp_path: Path, content: bytes):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'x.json'}: .*$") as caught:
+        files.read_json_file(tmp_path / "x.json", {"a": int})
+    assert "\n" not in str(caught.value)
