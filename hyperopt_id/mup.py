@@ -55,16 +55,25 @@ Scheme = Callable[[Tag], float]
 
 
 def tags(
-    shapes: Mapping[str, Sequence[int]], roles: Mapping[str, str], base: int | Mapping[str, Sequence[int]]
+    shapes: Mapping[str, Sequence[int]],
+    roles: Mapping[str, str],
+    base: int | Mapping[str, Sequence[int]],
+    delta: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Tag]:
     """Tags of the parameters with these shapes.
 
     `base` as a number is the base size of all dimensions that grow according to their roles (but a bias beside an
-    output matrix, which does not grow). As shapes of a base model, with the same names, it says itself what grows: the
-    dimensions whose sizes differ; roles may then be missing. A ValueError for what does not fit together.
+    output matrix, which does not grow). As shapes of a base model, with the same names, it says itself what grows:
+    the dimensions in which it differs from `delta`, the shapes of a third model, or without one from `shapes`, so that
+    none grows in a model of the base width itself. Roles may then be missing.
+
+    Raises ValueError if names, dimensions or roles do not fit together.
     """
     if not isinstance(base, int):
-        return {name: _by_shape(name, tuple(shape), roles.get(name, ""), base) for name, shape in shapes.items()}
+        other = shapes if delta is None else delta
+        return {name: _by_shape(name, tuple(shape), roles.get(name, ""), base, other) for name, shape in shapes.items()}
+    if delta is not None:
+        raise ValueError(f"delta says which dimensions of a base model grow, but base is a width, {base}; leave it out")
     if base < 1:
         raise ValueError(f"base width {base}: needed is a width of 1 or more, at which the factors are 1")
     outputs = {name.rpartition(".")[0] for name, role in roles.items() if role == "output"}
@@ -82,11 +91,19 @@ def tags(
     return found
 
 
-def _by_shape(name: str, shape: tuple[int, ...], role: str, base: Mapping[str, Sequence[int]]) -> Tag:
-    if len(base.get(name, ())) != len(shape):
-        given = f"has {list(base[name])}" if name in base else "lacks it"
-        raise ValueError(f"parameter {name} has shape {list(shape)}, the base model {given}; make both alike")
-    return Tag(role, shape, tuple(size / b if size != b else None for size, b in zip(shape, base[name])))
+def _by_shape(
+    name: str,
+    shape: tuple[int, ...],
+    role: str,
+    base: Mapping[str, Sequence[int]],
+    other: Mapping[str, Sequence[int]],
+) -> Tag:
+    for what, shapes in (("base", base), ("delta", other)):
+        if len(shapes.get(name, ())) != len(shape) or name not in shapes:
+            given = f"has {list(shapes[name])}" if name in shapes else "lacks it"
+            raise ValueError(f"parameter {name} has shape {list(shape)}, the {what} model {given}; make both alike")
+    grows = [size != other_size for size, other_size in zip(base[name], other[name])]
+    return Tag(role, shape, tuple(size / b if g else None for size, b, g in zip(shape, base[name], grows)))
 
 
 def adam(tag: Tag) -> float:

@@ -90,11 +90,25 @@ def test_of_base_width_1_the_factor_is_one_over_fan_in():
         ((3, 2), "hidden", 0, "base width 0: needed is a width of 1 or more"),
         ((3, 2), "hidden", {"b": (1, 2)}, "the base model lacks it"),
         ((3, 2), "hidden", {"a": (1, 2, 3)}, r"the base model has \[1, 2, 3\]; make both alike"),
+        ((), "bias", {"b": ()}, "the base model lacks it"),
     ],
 )
 def test_tags_that_cannot_be(shape, role, base, message):
     with pytest.raises(ValueError, match=message):
         mup.tags({"a": shape}, {} if role is None else {"a": role}, base)
+
+
+@pytest.mark.parametrize(
+    ("base", "delta", "message"),
+    [
+        (1, {"a": (6, 2)}, "base is a width, 1; leave it out"),
+        ({"a": (3, 2)}, {"b": (6, 2)}, "the delta model lacks it"),
+        ({"a": (3, 2)}, {"a": (6,)}, r"the delta model has \[6\]; make both alike"),
+    ],
+)
+def test_a_delta_model_that_does_not_fit(base, delta, message):
+    with pytest.raises(ValueError, match=message):
+        mup.tags({"a": (3, 2)}, {}, base, delta)
 
 
 def test_factors_that_cannot_be():

@@ -13,6 +13,7 @@ from torch import nn
 
 from hyperopt_id import mulo
 from hyperopt_id.optim import MuLO, MuLO_CUDA, MuLO_naive, tag_parameters
+from hyperopt_id.optim.tags import width_tag
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -209,6 +210,46 @@ def test_a_model_prepared_here():
     model = nn.Sequential(nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 3))
     tag_parameters(model, nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 3)))
     assert list(MuLO(model.parameters(), THETA).factors.values()) == [1.0, 1.0, 1 / 32, 1.0, 1.0, 1.0]
+
+
+def stack(width: int, readout: type[nn.Module] = nn.Linear) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.Linear(width, width), readout(width, 3))
+
+
+@pytest.mark.parametrize("width", [3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize("parametrization", ["auto", "mup"])
+def test_with_a_delta_model_the_base_width_is_a_width_like_any_other(width, parametrization):
+    """The oracle is `infshape` of the package mup: base 4, delta 8, and models smaller, equal, and larger."""
+    mup = pytest.importorskip("mup", reason="the package `mup` is not installed (extra: test)")
+    theirs = stack(width, mup.MuReadout)
+    mup.set_base_shapes(theirs, stack(4, mup.MuReadout), delta=stack(8, mup.MuReadout))
+    ours = tag_parameters(stack(width), stack(4), delta=stack(8))
+    for model in (ours, theirs):
+        optimizer = MuLO(model.parameters(), THETA, parametrization=parametrization)
+        assert list(optimizer.factors.values()) == [1.0, 1.0, 1 / width, 1.0, 1.0, 1.0]
+    for tagged, package in zip(ours.parameters(), theirs.parameters()):
+        tag = width_tag(tagged)
+        assert tag is not None
+        assert tag.widths == tuple(d.width_mult() if d.isinf() else None for d in package.infshape)
+
+
+@pytest.mark.parametrize("kind", ["package", "here"])
+def test_where_no_dimension_grows_it_says_so(kind, caplog):
+    model = stack(4)
+    if kind == "here":
+        tag_parameters(model, stack(4))
+    else:
+        package = pytest.importorskip("mup", reason="the package `mup` is not installed (extra: test)")
+        package.set_base_shapes(model, stack(4))
+    with pytest.raises(ValueError, match=r"no dimension of any parameter grows with the width.*delta=wide") as raised:
+        MuLO(model.parameters(), THETA, parametrization="mup")
+    assert "\n" not in str(raised.value)
+    assert not caplog.text
+    assert set(MuLO(model.parameters(), THETA).factors.values()) == {1.0}
+    assert "no dimension of any parameter grows" in caplog.text
+    caplog.clear()
+    MuLO(model.parameters(), THETA, parametrization="standard")
+    assert not caplog.text
 
 
 def test_the_code_of_its_page(caplog):

@@ -19,7 +19,7 @@ from hyperopt_id.kernels import mulo as kernels
 from hyperopt_id.optim import mulo_steps
 from hyperopt_id.optim.mulo_steps import Leaf
 from hyperopt_id.optim.mulo_weights import Weights, load_weights
-from hyperopt_id.optim.tags import width_tag
+from hyperopt_id.optim.tags import GROWTH_CURE, fan_in_factor, none_grows
 
 logger = logging.getLogger("hyperopt_id")
 Implementation = Literal["auto", "torch", "cpu", "cuda"]
@@ -36,8 +36,8 @@ class MuLO(torch.optim.Optimizer):
     `impl`: "cpu" and "cuda" are kernels, "torch" is the rule in PyTorch, "auto" takes a kernel where there is one.
     `lr`: \(\eta\), 1 for trained weights. `weight_decay`: \(\xi\), decoupled. `max_grad_norm`: gradients are scaled to
     at most this norm over all parameters, before the step. `parametrization`: \(\lambda\) is 1 under "standard"; under
-    "mup" it is 1 / fan_in for hidden matrices, 1 for others, and the model has to be prepared by `mup.set_base_shapes`
-    or `tag_parameters`; "auto" is "mup" for parameters that are. `step_multiplier`: c, 0.01 for μLO, 0.001 for
+    "mup" it is 1 / fan_in for hidden matrices, 1 for others, and `mup.set_base_shapes` or `tag_parameters` has to have
+    said which dimensions grow; "auto" is "mup" where they have. `step_multiplier`: c, 0.01 for μLO, 0.001 for
     small_fc_mlp.
 
     Settings of groups are lr, weight_decay, step_multiplier, and θ as `theta`, so that `state_dict` holds it. A
@@ -74,6 +74,7 @@ class MuLO(torch.optim.Optimizer):
         self.factors: dict[Tensor, float] = {}  # λ
         defaults = {"lr": lr, "weight_decay": weight_decay, "step_multiplier": step_multiplier}
         super().__init__(params, defaults | {"theta": load_weights(weights)})
+        self._require_growth()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As for every optimizer. `theta` may have any form that `load_weights` takes."""
@@ -95,7 +96,7 @@ class MuLO(torch.optim.Optimizer):
                 fault = f"is {param.dtype}; needed: one of {', '.join(map(str, DTYPES))}"
             elif hasattr(param, "device_mesh"):  # a DTensor
                 fault = "is a part of a sharded one; features are means over whole tensors, so take data parallelism"
-            elif self.parametrization == "mup" and multiplier(param) is None:
+            elif self.parametrization == "mup" and fan_in_factor(param) is None:
                 fault = (
                     "does not say which of its dimensions grow with the width; call mup.set_base_shapes or "
                     "hyperopt_id.optim.tag_parameters on the model first, or take parametrization='standard'"
@@ -104,9 +105,18 @@ class MuLO(torch.optim.Optimizer):
                 raise ValueError(f"MuLO: a parameter {list(param.shape)} {fault}")
             self._factor(param)
 
+    def _require_growth(self) -> None:
+        """Factors are relative to width 1, so a model of the base width needs them, too; but if it was compared with a
+        base model of its own width, nothing is known to grow. Raises ValueError then under "mup"; "auto" warns."""
+        if self.parametrization != "standard" and none_grows(p for group in self.param_groups for p in group["params"]):
+            fault = "MuLO: no dimension of any parameter grows with the width (the base model has that of this one)"
+            if self.parametrization == "mup":
+                raise ValueError(f"{fault}; {GROWTH_CURE}, or take parametrization='standard'")
+            logger.warning("%s: nothing is scaled; to have it scaled, %s", fault, GROWTH_CURE)
+
     def _factor(self, param: Tensor) -> float:
         if param not in self.factors:
-            self.factors[param] = 1.0 if self.parametrization == "standard" else multiplier(param) or 1.0
+            self.factors[param] = 1.0 if self.parametrization == "standard" else fan_in_factor(param) or 1.0
         return self.factors[param]
 
     @torch._disable_dynamo  # a compiled loop calls it; torch.compiler.disable would load the compiler with this module
@@ -227,15 +237,6 @@ class MuLO(torch.optim.Optimizer):
 def require_not_negative(name: str, value: float) -> None:
     if not value >= 0.0:
         raise ValueError(f"MuLO: {name}={value}; needed: a number of 0 or more")
-
-
-def multiplier(param: Tensor) -> float | None:
-    """1 / fan_in for a matrix both of whose dimensions grow with the width, 1 for other parameters; None where the
-    parameter does not say. Its base width, other than 1 elsewhere, does not matter here."""
-    if (tag := width_tag(param)) is None:
-        return None
-    growing = [size for size, width in zip(tag.shape, tag.widths) if width is not None]
-    return 1.0 / growing[-1] if len(growing) == 2 else 1.0
 
 
 @cache

@@ -19,20 +19,28 @@ from hyperopt_id import mup
 from hyperopt_id.mup import Tag
 
 TYPES = ("weight", "bias", "norm", "output")  # of the package unit_scaling
+GROWTH_CURE = "give a model of another width, too, as in tag_parameters(model, base, delta=wide)"
 Member = Tensor | tuple[str, Tensor]  # of a parameter group, as `named_parameters` has them
 
 
 def tag_parameters(
-    model: nn.Module, base: int | nn.Module, roles: Mapping[str, str] | None = None, depth: int | None = None
+    model: nn.Module,
+    base: int | nn.Module,
+    roles: Mapping[str, str] | None = None,
+    depth: int | None = None,
+    delta: nn.Module | None = None,
 ) -> nn.Module:
     """The same module, whose parameters now have tags (see `mup.tags`).
 
-    `base` is the base width, or a model of other widths, where the dimensions that differ are those that grow. `roles`
-    of the parameters are by default those that the model states, as models of this package do in `model.roles`. `depth`
-    is for a residual stack that u-μP is to scale: a part of a model, tagged again with `roles` by its own names.
+    `base` is the base width, or a model of that width. Which dimensions grow, a base width leaves to the roles. A base
+    model says it by comparison: with `delta`, a model of another width, as `mup.set_base_shapes` has it, or without
+    one with `model`, which then has to have other widths than `base`. `roles` of the parameters are by default those
+    that the model states, as models of this package do in `model.roles`. `depth` is for a residual stack that u-μP is
+    to scale: a part of a model, tagged again with `roles` by its own names.
     """
     reference = base if isinstance(base, int) else _shapes(base)
-    tags = mup.tags(_shapes(model), roles or getattr(model, "roles", {}), reference)
+    other = None if delta is None else _shapes(delta)
+    tags = mup.tags(_shapes(model), roles or getattr(model, "roles", {}), reference, other)
     for name, parameter in model.named_parameters():
         parameter.scaling_tag = tags[name]._replace(depth=depth)  # type: ignore[attr-defined] - a new one
     return model
@@ -49,6 +57,21 @@ def width_tag(parameter: Tensor) -> Tag | None:
         return own
     widths = tuple(dimension.width_mult() if dimension.isinf() else None for dimension in shape)
     return Tag("", tuple(parameter.shape), widths)
+
+
+def fan_in_factor(parameter: Tensor) -> float | None:
+    """`mup.adam` for base width 1, whatever the base width that is set: 1 / fan_in of a matrix both of whose dimensions
+    grow with the width, 1 of others; None if the parameter does not say."""
+    if (tag := width_tag(parameter)) is None:
+        return None
+    widths = tuple(None if width is None else float(size) for size, width in zip(tag.shape, tag.widths))
+    return mup.adam(tag._replace(widths=widths))
+
+
+def none_grows(parameters: Iterable[Tensor]) -> bool:
+    """Whether some parameters say how they scale with the width, and no dimension of any does."""
+    tags = [tag for tag in map(width_tag, parameters) if tag is not None]
+    return bool(tags) and all(width is None for tag in tags for width in tag.widths)
 
 
 def type_tag(parameter: Any) -> Tag | None:
