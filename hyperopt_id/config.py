@@ -10,15 +10,15 @@ package knows about YAML.
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import yaml
-
+from hyperopt_id import config_yaml, files
 from hyperopt_id.config_checks import problems
 from hyperopt_id.config_decode import decode, encode, source_of
 from hyperopt_id.config_schema import Config, ModelConfig
@@ -37,27 +37,32 @@ SILENT = (  # what does not determine the numbers of a run
 )
 
 
+MOST_FILES = 256  # that are read for one config, a base counting each time it is named
+MOST_CHARACTERS = 500  # of a message
+
+
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Config:
     """The config that `files` and then `overrides` ("inner.updates=100", the value in YAML) state.
 
     Raises ValueError, naming the file (or `--set`) and the key, for anything that cannot be read, is not in
     the schema, has the wrong type, or is impossible.
     """
-    tree: Tree = {}
-    sources: dict[str, str] = {}
-    for file in files:
-        _read_file(Path(file), (), tree, sources)
-    for override in overrides:
-        _merge_layer(tree, sources, _read_override(override), "--set")
-    return _finish(tree, sources)
+    with _one_line():
+        layers = _Layers()
+        for file in files:
+            layers.read(Path(file), ())
+        for override in overrides:
+            layers.merge(_read_override(override), "--set")
+        return _finish(layers.tree, layers.sources)
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
     """The config that nested plain values state, with the same rules and errors as `load`."""
-    merged: Tree = {}
-    sources: dict[str, str] = {}
-    _merge_layer(merged, sources, tree, source)
-    return _finish(merged, sources)
+    with _one_line():
+        _check_plain(tree, source)
+        layers = _Layers()
+        layers.merge(tree, source)
+        return _finish(layers.tree, layers.sources)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """YAML of the whole config; reading it gives an equal config, floats with all their digits."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return config_yaml.dump(to_dict(config))
 
 
 def config_hash(config: Config) -> str:
@@ -104,11 +109,75 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Keep a ValueError's message to one line of bounded length, however much of a config it quotes."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if len(text) <= MOST_CHARACTERS and "\n" not in text:
+            raise
+        raise ValueError(files.shorten(text, MOST_CHARACTERS)) from error
+
+
+def _check_plain(tree: Any, source: str) -> None:
+    """Raise ValueError unless `tree` is what YAML could hold (see `config_yaml`), whoever made it."""
+    pending, seen = [(tree, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        seen += 1
+        if depth > config_yaml.MOST_DEPTH or seen > config_yaml.MOST_BYTES:
+            raise ValueError(f"{source}: is too deep or too large for a config, or a part of itself")
+        if isinstance(value, Mapping):
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"{source}: key {files.shorten(repr(wrong[0]))} is not text")
+            pending += [(entry, depth + 1) for entry in value.values()]
+        elif isinstance(value, list | tuple):
+            pending += [(entry, depth + 1) for entry in value]
+        elif isinstance(value, int) and abs(value) > config_yaml.LARGEST:
+            raise ValueError(f"{source}: a number is beyond the largest whole number, 2^63 - 1")
+
+
 def _finish(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
     config = decode(tree, sources)
     for keys, text in problems(config):
         raise ValueError(f"{source_of(keys, sources)}: {keys[0]}: {text}")
     return config
+
+
+class _Layers:
+    """What has been read so far: a tree, later layers over earlier ones, and which source set each dotted key."""
+
+    def __init__(self) -> None:
+        self.tree: Tree = {}
+        self.sources: dict[str, str] = {}
+        self._read: dict[str, Tree] = {}  # by resolved path
+        self._count = 0
+
+    def merge(self, layer: Mapping[str, Any], source: str) -> None:
+        _merge_layer(self.tree, self.sources, layer, source)
+
+    def read(self, file: Path, above: tuple[Path, ...]) -> None:
+        """Merge a file, its bases first; `above` are the files that have named it, each as a base of the one before."""
+        path = _resolved(file)
+        if any(path == _resolved(other) for other in above):
+            chain = " -> ".join(other.name for other in (*above, file))
+            raise ValueError(f"{file}: _base_: goes in a circle: {chain}")
+        self._count += 1
+        if self._count > MOST_FILES:
+            raise ValueError(f"{file}: _base_: more than {MOST_FILES} files are read for one config")
+        if path not in self._read:
+            self._read[path] = _read_layer(file)
+        layer = dict(self._read[path])
+        bases = layer.pop("_base_", None) or []
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            given = files.shorten(repr(bases))
+            raise ValueError(f"{file}: _base_: given {given}; allowed: a list of files, relative to this one")
+        for base in bases:
+            self.read(file.parent / base, (*above, file))
+        self.merge(layer, str(file))
 
 
 def _merge_layer(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], source: str) -> None:
@@ -154,86 +223,35 @@ def _merge(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], source
 def _read_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ValueError(f"--set: given {override!r}; allowed: key=value, for example inner.updates=100")
-    layer: Any = _parse(text, f"--set {key}")
+    if not equals or not all(parts) or len(parts) > config_yaml.MOST_DEPTH:
+        given = files.shorten(override)
+        raise ValueError(f"--set: given {given!r}; allowed: key=value, for example inner.updates=100")
+    layer: Any = config_yaml.parse(text, f"--set {key}")
     for part in reversed(parts):
         layer = {part: layer}
     return layer
 
 
-def _read_file(file: Path, above: tuple[Path, ...], tree: Tree, sources: dict[str, str]) -> None:
-    if file.resolve() in above:
-        chain = " -> ".join(path.name for path in (*above, file))
-        raise ValueError(f"{file}: _base_: goes in a circle: {chain}")
+def _read_layer(file: Path) -> Tree:
+    """The mapping that a file holds, its `_base_` among the keys."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        near = get_close_matches(file.name, [path.name for path in file.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
-        raise ValueError(f"{file}: cannot be read ({error}){hint}") from error
-    layer = _parse(text, str(file))
+        layer = config_yaml.read(file)
+    except ValueError as error:
+        raise ValueError(f"{error}{'' if os.path.lexists(file) else _near(file)}") from error
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):
         raise ValueError(f"{file}: a config is a mapping from keys to values, this is {type(layer).__name__}")
-    bases = layer.pop("_base_", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{file}: _base_: given {bases!r}; allowed: a list of files, relative to this one")
-    for base in bases:
-        _read_file(file.parent / base, (*above, file.resolve()), tree, sources)
-    _merge_layer(tree, sources, layer, str(file))
+    return layer
 
 
-def _parse(text: str, source: str) -> Any:
+def _resolved(file: Path) -> str:
+    return str(file) if "\0" in str(file) else os.path.realpath(file)  # no name; the reader says so
+
+
+def _near(file: Path) -> str:
+    """A hint at a file of nearly that name."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{source}: {line}{getattr(error, 'problem', None) or error}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Numbers and booleans of YAML 1.2: 1e-3 is a float; on, off and dates are text. Keys are unique."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # pyright: ignore
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key, line = key_node.value, key_node.start_mark
-            if key_node.tag != "tag:yaml.org,2002:str":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", line)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", line)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists on one line; text that `_Loader` or another reader would take for something else is quoted."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-
-
-_Dumper.add_representer(list, _represent_list)
-_EXPONENT = "[eE][-+]?[0-9]+"
-_SCALARS = {  # kind -> (pattern, first characters)
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    "float": (
-        rf"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*(?:{_EXPONENT})?|{_EXPONENT})|\.[0-9]+(?:{_EXPONENT})?)"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-for _kind, (_pattern, _first) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+        near = get_close_matches(file.name[:100], [path.name for path in file.parent.glob("*.yaml")], n=1)
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {file.parent / near[0]}?" if near else ""

@@ -33,6 +33,13 @@ AT_LEAST_ONE = (
     "threads",
 )
 NOT_NEGATIVE = ("seed", "meta.lr", "report.trace_every")
+AT_MOST = {  # what is made one by one, before memory can be asked for
+    "population.runs": 1_000_000,
+    "threads": 1024,
+    "task.model.layers": 1000,
+}
+WIDTHS = 1000  # of one model
+LARGEST = 2**63 - 1  # of what is counted in tensors
 POSITIVE = ("inner.clip_norm", "meta.eps", "hypergradient.curvature.epsilon")
 BELOW_ONE = (  # in [0, 1)
     "task.validation_fraction",
@@ -68,10 +75,17 @@ def _ranges(config: Config) -> Iterator[Problem]:
             value = _get(config, key)
             if value is not None and not isinstance(value, str) and not fits(value):
                 yield (key,), f"given {value}; allowed: {allowed}"
+    for key, most in AT_MOST.items():
+        value = _get(config, key)
+        if value is not None and value > most:
+            yield (key,), f"given {value}; allowed: at most {most}"
     for key in ("task.model.sizes", "task.model.channels"):
         value = _get(config, key)
-        if value is not None and (not value or min(value) < 1):
-            yield (key,), f"given {list(value)}; allowed: one or more widths, each 1 or more"
+        if value is not None and (not 1 <= len(value) <= WIDTHS or min(value) < 1):
+            yield (key,), f"given {list(value)}; allowed: one to {WIDTHS} widths, each 1 or more"
+    if config.seed + config.population.runs > LARGEST:
+        keys = ("seed", "population.runs")
+        yield keys, f"given {config.seed} for population.runs = {config.population.runs}; seeds must be below 2^63"
     splits = config.report.splits
     if len(set(splits)) < len(splits):
         yield ("report.splits",), f"given {list(splits)}; name every split once"
@@ -91,6 +105,8 @@ def _inner(config: Config) -> Iterator[Problem]:
             f"given {steps}, which is not a multiple of inner.steps_per_update = {every}; change one, "
             "or set inner.updates",
         )
+    elif inner.total_steps > LARGEST:
+        yield ("inner.updates", "inner.steps_per_update"), f"{inner.total_steps} steps are given; allowed: below 2^63"
     if inner.rule != "sgd" and (inner.nesterov or inner.dampening):
         key = "inner.nesterov" if inner.nesterov else "inner.dampening"
         yield (key, "inner.rule"), f"only inner.rule = sgd has it, but inner.rule = {inner.rule}"

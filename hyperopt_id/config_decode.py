@@ -12,7 +12,9 @@ from functools import cache
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from hyperopt_id.config_schema import GRANULARITIES, HYPERPARAMETERS, RULES, Config, HyperConfig, RuleName
+from hyperopt_id.files import shorten
 
+SHOWN = 100  # characters of a value or key in a message
 Sources = Mapping[str, str]  # dotted key -> the file (or `--set`) that set it last
 
 
@@ -45,7 +47,7 @@ class _Decoder:
         self.sources = sources
 
     def fail(self, key: str, text: str) -> ValueError:
-        return ValueError(f"{source_of((key,), self.sources)}: {key}: {text}")
+        return ValueError(f"{source_of((key,), self.sources)}: {shorten(key, SHOWN)}: {text}")
 
     def config(self, tree: Mapping[str, Any]) -> Config:
         space = tree.get("space")
@@ -106,7 +108,7 @@ class _Decoder:
     def known(self, tree: Mapping[str, Any], names: tuple[str, ...], prefix: str) -> None:
         for name in tree:
             if name not in names:
-                hint = _suggestion(name, names, prefix)
+                hint = _suggestion(name[:SHOWN], names, prefix)
                 raise self.fail(_join(prefix, name), f"unknown key{hint}; allowed here: {', '.join(names)}")
 
 
@@ -157,11 +159,12 @@ def _allowed(kind: Any) -> str:
 
 def _describe(value: Any) -> str:
     kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    return f"{value!r} ({kinds.get(type(value), 'a mapping' if isinstance(value, Mapping) else 'nothing')})"
+    kind = kinds.get(type(value), "a mapping" if isinstance(value, Mapping) else "nothing")
+    return f"{shorten(repr(value), SHOWN)} ({kind})"
 
 
 def _nearest(value: Any, kind: Any) -> str:
-    found = get_close_matches(str(value), list(_choices(kind)), n=1, cutoff=0.5)
+    found = get_close_matches(str(value)[:SHOWN], list(_choices(kind)), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
 

@@ -107,10 +107,19 @@ def check_form(value: Any, form: Any, where: str) -> None:
         _need(form(value), " ".join((form.__doc__ or form.__name__).split()), value, where)
 
 
+def shorten(text: str, most: int = 60) -> str:
+    """The text on one line of at most `most` characters, for a message; what is longer keeps its two ends."""
+    if len(text) <= 4 * most and len(line := " ".join(text.split())) <= most:
+        return line
+    first, last = " ".join(text[: 4 * most].split()), " ".join(text[-4 * most :].split())
+    ahead = 2 * (most - 3) // 3
+    return f"{first[:ahead]}...{last[ahead + 3 - most :]}"
+
+
 def _need(holds: bool, needed: str, value: Any, where: str) -> None:
     if not holds:
-        shown = repr(value) if isinstance(value, bool | int | float | str | None) else _type_name(type(value))
-        raise ValueError(f"{where}: needs {needed}, found {shown if len(shown) <= 60 else shown[:57] + '...'}")
+        plain = isinstance(value, bool | int | float | str | None)
+        raise ValueError(f"{where}: needs {needed}, found {shorten(repr(value) if plain else _type_name(type(value)))}")
 
 
 def _type_name(kind: type) -> str:

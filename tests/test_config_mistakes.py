@@ -1,11 +1,12 @@
 """One line per mistake that a user can make in a config: the message names the file and key and helps."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from hyperopt_id.config import load
+from hyperopt_id.config import from_dict, load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HDLR = ("digits", "Ours_HDLR")
@@ -213,6 +214,34 @@ BAD_FILES = {
     "- seed": "bad.yaml: a config is a mapping from keys to values, this is list",
     "1: 2": "bad.yaml: line 1: key '1' is not text",
     "seed: !!python/object/apply:os.getcwd []": "bad.yaml: line 1: could not determine a constructor",
+    "seed: !!timestamp x": "bad.yaml: line 1: could not determine a constructor for the tag",
+    "seed: !!int abc": "bad.yaml: line 1: the tag !!int does not fit",
+    "seed: !!map [1]": "bad.yaml: line 1: the tag !!map does not fit",
+    "seed: 1\nmeta: !!seq {lr: 1}": "bad.yaml: line 2: the tag !!seq does not fit",
+    "!!merge x: 1": "bad.yaml: line 1: could not determine a constructor",
+    "? [a]\n: 1": "bad.yaml: line 1: a key is a list or mapping, not text",
+    "seed: &a [*a]": "bad.yaml: line 1: *a stands for something that it is a part of",
+    "&a {seed: *a}": "bad.yaml: line 1: *a stands for something that it is a part of",
+    "seed: " + "[" * 5000: "bad.yaml: line 1: more than 64 levels of lists and mappings",
+    "{seed: " * 5000: "bad.yaml: line 1: more than 64 levels of lists and mappings",
+    "a0: &a0 x\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i},' * 9}]\n" for i in range(40)): "too large for a config",
+    f"a: &a {'x' * 100_000}\nb: [{'*a,' * 100}]": "bad.yaml: line 2: this is too large for a config",
+    "#" + "x" * 2**22: "bad.yaml: has 4194305 bytes, where at most 4194304 are expected",
+    "seed: " + "9" * 5000: "9 is beyond the largest whole number, 2^63 - 1",
+    "seed: 9223372036854775807": "bad.yaml: seed: given 9223372036854775807 for population.runs = 1; seeds must",
+    "meta: {lr: 1e400}": "bad.yaml: line 1: 1e400 is beyond the largest number, 1.8e308",
+    'seed: "\\UFFFFFFFF"': "bad.yaml: cannot be read (Python int too large",
+    'log: {dir: "a\\0b"}': "bad.yaml: line 1: text with a character that no file can hold",
+    'log: {dir: "\\ud800"}': "bad.yaml: line 1: text with a character that no file can hold",
+    "seed: 1\n---\nseed: 2": "bad.yaml: line 2: but found another document",
+    f"seed: {'x' * 100_000}": "bad.yaml: seed: given 'xxxx",
+    f"{'x' * 1000}: 1": "bad.yaml: xxxx",
+    "seed: \x01": "bad.yaml: special characters are not allowed",
+    f"_base_: [{'digits.yaml,' * 1500}]": "digits.yaml: _base_: more than 256 files are read for one config",
+    "threads: 100000": "bad.yaml: threads: given 100000; allowed: at most 1024",
+    "population: {runs: 1000000000}": "bad.yaml: population.runs: given 1000000000; allowed: at most 1000000",
+    f"task: {{model: {{sizes: [{'1,' * 5000}]}}}}": "allowed: one to 1000 widths",
+    "inner: {steps_per_update: 4000000000, updates: 4000000000}": "16000000000000000000 steps are given; allowed",
     "_base_: {a: b}": "bad.yaml: _base_: given {'a': 'b'}; allowed: a list of files",
     "_base_: [bad.yaml]": "bad.yaml: _base_: goes in a circle: bad.yaml -> bad.yaml",
     "_base_: [digit.yaml]": "digits.yaml?",
@@ -227,6 +256,50 @@ def test_bad_file(text, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         load([CONFIGS / "digits.yaml", bad])
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 500
+
+
+def test_tags_may_say_what_is_so_anyway(tmp_path):
+    text = "seed: !!int 3\nmeta: !!map {lr: !!float 1}\nlog: {name: !!str 7}\nreport: {splits: !!seq [test]}"
+    config = load([CONFIGS / "digits.yaml", write(tmp_path, "tags.yaml", text)])
+    assert (config.seed, config.meta.lr, config.log.name, config.report.splits) == (3, 1.0, "7", ("test",))
+
+
+def test_an_alias_is_a_copy(tmp_path):
+    config = load([write(tmp_path, "a.yaml", "task: {name: toy_ridge}\nseed: &n 7\ninner: {updates: *n}")])
+    assert config.seed == config.inner.updates == 7
+
+
+def test_a_base_of_several_files_is_read_once_and_merged_each_time(tmp_path):
+    """A file whose bases double at every level would be merged 2^40 times."""
+    for level in range(40):
+        write(tmp_path, f"{level}.yaml", f"_base_: [{level + 1}.yaml, {level + 1}.yaml]")
+    write(tmp_path, "40.yaml", "seed: 5")
+    with pytest.raises(ValueError, match="more than 256 files"):
+        load([tmp_path / "0.yaml"])
+    assert load([CONFIGS / "digits.yaml", tmp_path / "36.yaml"]).seed == 5
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for name in ("pipe.yaml", "loop.yaml", ".", "/dev/zero", "x" * 5000, "a\0b"):
+        with pytest.raises(ValueError, match=r"is no regular file|cannot be read|name too long\)$") as caught:
+            load([tmp_path / name])
+        assert len(str(caught.value)) <= 500
+
+
+def itself() -> dict:
+    tree: dict = {"seed": 1}
+    tree["meta"] = tree
+    return tree
+
+
+@pytest.mark.parametrize("tree", [itself(), {1: 2}, {"seed": 10**400}, {"seed": object()}, {"meta": {"lr": 10**400}}])
+def test_plain_values_are_judged_as_files_are(tree):
+    with pytest.raises(ValueError, match=r"^config: ") as caught:
+        from_dict({"task": {"name": "toy_ridge"}, "inner": {"updates": 1}} | tree)
+    assert len(str(caught.value)) <= 500
 
 
 def test_circle_of_two_names_both(tmp_path):

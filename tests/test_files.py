@@ -108,3 +108,11 @@ def test_a_damaged_json_file_is_one_line_with_its_path(tmp_path: Path, content: 
     with pytest.raises(ValueError, match=f"^{tmp_path / 'x.json'}: .*$") as caught:
         files.read_json_file(tmp_path / "x.json", {"a": int})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [("short", "short"), ("a\n  b", "a b"), ("0123456789", "0123...89"), ("", ""), ("ab" * 9999, "abab...ab")],
+)
+def test_a_shortened_text_is_one_line_and_keeps_its_ends(text: str, line: str):
+    assert files.shorten(text, 9) == line
