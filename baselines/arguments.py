@@ -20,6 +20,8 @@ from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
 INSTALL = "python -m pip install -c constraints.txt -e '.[baselines]'"
 ENDS = "--trials N, or a budget (--budget-gradients G, --budget-seconds S)"  # what may end a search
 PLAIN = Path(__file__).parents[1] / "configs" / "Random_TrainingSetOnly.yaml"
+LOCK = "search.lock"
+STARTED = ("search.json", "config.json", "config.yaml")  # written in this order, and by the last a search is known
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def directory(options: argparse.Namespace, config: Config, default_name: str) ->
     there = (path / "config.yaml").is_file()
     if options.resume and not there:
         raise ValueError(f"--resume: there is no search (no config.yaml) in {path}; leave --resume out to start one")
-    if not options.resume and path.is_dir() and any(path.iterdir()):
+    if not options.resume and not is_free(path):
         what = "already holds a search; continue it with --resume" if there else "is not empty; empty it"
         raise ValueError(f"the directory {path} {what} or choose another name with -n NAME")
     return path
@@ -89,6 +91,13 @@ def check_config(directory: Path, config: Config) -> None:
         raise ValueError(
             f"the search in {directory} was made with another config: {'; '.join(changed)}; start a new one instead"
         )
+
+
+def is_free(directory: Path) -> bool:
+    """Whether nothing is in the directory, or what a search has left there that was killed while it started."""
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    started = {name for name in STARTED[:-1] if STARTED[0] in there}
+    return there <= {LOCK, *started, *(f".{name}.tmp" for name in STARTED)}
 
 
 def main(run: Callable[[Sequence[str] | None], object], arguments: Sequence[str] | None = None) -> int:

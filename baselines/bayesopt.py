@@ -31,7 +31,6 @@ import torch
 from baselines import arguments, rounds
 from hyperopt_id.build.names import build_space
 from hyperopt_id.config_schema import Config, TransformName
-from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.search import incumbents
 
 Point = list[float]  # in the unit cube
@@ -117,10 +116,8 @@ def search(
     plan = rounds.Plan(repetitions, evaluations, parallel, gradients, seconds)
     with processes(config, repetitions, rounds.affordable(config, plan) - random) as each:
         choose = _chooser(config, repetitions, random, each)
-        found = rounds.complete(rounds.Search(config, directory, settings, plan, choose, _annotate))
-    summary = {"method": "BayesOpt", "repetitions": incumbents(found)}
-    write_json(directory / "summary.json", summary)
-    return summary
+        search = rounds.Search(config, directory, settings, plan, choose, _annotate)
+        return rounds.complete(search, lambda found: {"method": "BayesOpt", "repetitions": incumbents(found)})
 
 
 def _check(evaluations: int | None, random: int, parallel: int) -> None:

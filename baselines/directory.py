@@ -6,27 +6,39 @@ search.json      the settings of the search
 search.jsonl     the evaluations (see `hyperopt_id.telemetry.search`)
 runs/            run directories
 summary.json     what was found; written last
+search.lock      held by the process that searches (see `baselines.lock`)
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from baselines.arguments import check_config
+from baselines.arguments import LOCK, STARTED, check_config
+from baselines.lock import held
 from hyperopt_id.config import dump, to_dict
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry import read_json
+from hyperopt_id.files import read_json_file
 from hyperopt_id.telemetry.directory import write_json, write_text
 from hyperopt_id.telemetry.measure import plain
 
 
+@contextmanager
+def claimed(directory: Path, config: Config, settings: Mapping[str, Any]) -> Iterator[bool]:
+    """Hold the directory, new or of this search, while searching there; whether it is new.
+
+    Raises ValueError where another process holds it (an `OccupiedError`), it is another search's, or cannot be written.
+    """
+    with held(directory / LOCK, "wait for it, or choose another name with -n NAME"):
+        yield claim(directory, config, settings)
+
+
 def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
-    """Make the directory, or check that it is this search's; whether it is new."""
+    """Start the search in a directory that is held, or check that it is the one there; whether it is new."""
     settings = plain(settings)
     if (directory / "config.yaml").is_file():
         check_config(directory, config)
-        before = read_json(directory / "search.json") or {}
+        before = settings_of(directory)
         if changed := [f"{key}: {before.get(key)} -> {now}" for key, now in settings.items() if before.get(key) != now]:
             raise ValueError(
                 f"the search in {directory} was made with other settings: {'; '.join(changed)}; start a new one instead"
@@ -44,9 +56,17 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
     return True
 
 
+def settings_of(directory: Path) -> dict[str, Any]:
+    """The settings of a search that has been started. Raises ValueError if its `search.json` does not tell them."""
+    try:
+        return read_json_file(directory / "search.json", {"method": str, "compiled?": bool})
+    except ValueError as error:
+        raise ValueError(f"{error}; without it nobody knows whose search this is: start a new one instead") from error
+
+
 def discard(directory: Path) -> None:
     """Remove what was written before any evaluation, and the folders that are then empty."""
-    for name in ("config.yaml", "config.json", "search.json", "search.jsonl", "log.txt"):
+    for name in ("log.txt", "search.jsonl", *reversed(STARTED)):
         (directory / name).unlink(missing_ok=True)
     for folder in (directory / "runs", directory):
         with suppress(OSError):  # something else is in it

@@ -24,12 +24,13 @@ from typing import Any
 from ray import tune
 
 from baselines import training
-from hyperopt_id.telemetry import records
+from hyperopt_id.files import open_regular
 from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.progress import Progress, logger
-from hyperopt_id.telemetry.search import SearchLog
+from hyperopt_id.telemetry.search import EVALUATION, SearchLog, evaluations
 
 TAIL_BYTES = 2**20  # of a log: more than one line
+OF_A_TRIAL = {"diverged": bool, "explored": (str, type(None))}  # form of what is in a line beside an evaluation
 
 
 class TrialError(Exception):
@@ -69,7 +70,7 @@ class Ledger(tune.Callback):
         self.failure: str | None = None
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        self.log = SearchLog(self.directory)
+        self.log = SearchLog(self.directory, EVALUATION | OF_A_TRIAL)
         self.known = {_key(line) for line in self.log.records}
         self.best = min((_loss(line) for line in self.log.records), default=math.inf)
         last = self.log.records[-1] if self.log.records else {"gradients": 0.0, "seconds": 0.0}
@@ -156,8 +157,8 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     """What has been logged so far."""
     if not (directory / "search.jsonl").is_file():
         return []
-    with (directory / "search.jsonl").open("rb") as file:
-        return [line for line, _ in records(file)]
+    with open_regular(directory / "search.jsonl") as file:
+        return [line for line, _ in evaluations(file, EVALUATION | OF_A_TRIAL)]
 
 
 def packed(directory: Path, line: Mapping[str, Any]) -> Path:

@@ -18,7 +18,6 @@ from typing import Any
 
 from baselines import arguments, rounds
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.search import incumbents
 
 
@@ -46,17 +45,15 @@ def search(
     plan = rounds.Plan(repetitions, trials, together, gradients, seconds)
     settings = {"method": "random search", "repetitions": repetitions, "trials": trials, "batch": batch}
     settings |= {"gradients": gradients, "seconds": seconds}
-    evaluations = rounds.complete(rounds.Search(config, directory, settings, plan))
     tunes = any(hyper.tune for hyper in config.space.values())
-    summary: dict[str, Any] = {
-        "method": config.algorithm if tunes else "Random",
-        "repetitions": incumbents(evaluations),
-    }
-    if batch > 1:
-        summary["method"] += f" ({batch}-batched)"
-        summary["batches"] = choices(evaluations, batch)
-    write_json(directory / "summary.json", summary)
-    return summary
+    method = config.algorithm if tunes else "Random"
+
+    def summarize(evaluations: Sequence[rounds.Evaluation]) -> dict[str, Any]:
+        found = {"method": method, "repetitions": incumbents(evaluations)}
+        batched = {"method": f"{method} ({batch}-batched)", "batches": choices(evaluations, batch)}
+        return found if batch == 1 else found | batched
+
+    return rounds.complete(rounds.Search(config, directory, settings, plan), summarize)
 
 
 def choices(evaluations: Sequence[rounds.Evaluation], batch: int) -> list[rounds.Evaluation]:

@@ -26,15 +26,16 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from baselines.directory import claim, discard
+from baselines.directory import claimed, discard
 from hyperopt_id import compilation, launch
 from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.build.names import SECONDS_WORTH_COMPILING, from_config, pick_device, starting_values
 from hyperopt_id.config import to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.telemetry import read_json
+from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.measure import plain, typical
-from hyperopt_id.telemetry.search import SearchLog, incumbents
+from hyperopt_id.telemetry.search import EVALUATION, SearchLog, incumbents
 
 Evaluation = dict[str, Any]  # a line of search.jsonl
 Starts = Mapping[str, Sequence[float]]  # natural starting values of a round's members, by hyperparameter
@@ -87,29 +88,37 @@ class Search:
     build: launch.Build = from_config
 
 
-def complete(search: Search) -> list[Evaluation]:
-    """The evaluations that count, after training what is not in the directory yet.
+def complete(search: Search, summarize: Callable[[Sequence[Evaluation]], dict[str, Any]]) -> dict[str, Any]:
+    """The summary of the evaluations that count, after training what is not in the directory yet.
 
-    A ValueError where that holds another search, or the budget not a single evaluation.
+    Raises ValueError where another process searches there, the directory holds another search, or the budget not a
+    single evaluation.
     """
-    plan, directory = search.plan, search.directory
-    total = affordable(search.config, plan)
+    total = affordable(search.config, search.plan)
+    with claimed(search.directory, search.config, search.settings) as new:
+        log = SearchLog(search.directory, EVALUATION)
+        try:
+            _train(search, log, total)
+        except ValueError:  # a mistake of the user, which the caller shows
+            if new and not log.records:
+                discard(search.directory)
+            raise
+        summary = summarize(list(filter(search.plan.counts, log.records)))
+        write_json(search.directory / "summary.json", summary)
+    return summary
+
+
+def _train(search: Search, log: SearchLog, total: float) -> None:
+    """All rounds, as far as they are not in the log."""
+    plan, first, number = search.plan, 0, 0
     together = plan.together or total
     rounds = None if math.isinf(total) else math.ceil(total / together)
-    new = claim(directory, search.config, search.settings)
-    log, first, number = SearchLog(directory), 0, 0
     with _progress(search.config.log.progress, rounds) as show:
         while first < total and (plan.seconds is None or _spent(log.records, first) < plan.seconds):
             size = int(min(together, total - first))
-            try:
-                _round(search, log, number, first, size, alone=rounds == 1)
-            except ValueError:  # a mistake of the user, which the caller shows
-                if new and not log.records:
-                    discard(directory)
-                raise
+            _round(search, log, number, first, size, alone=rounds == 1)
             first, number = first + size, number + 1
             show(number, [line for line in log.records if line["evaluation"] < first and plan.counts(line)])
-    return list(filter(plan.counts, log.records))
 
 
 @contextmanager
@@ -135,7 +144,8 @@ def _round(search: Search, log: SearchLog, number: int, first: int, size: int, *
     there = {(line["repetition"], line["evaluation"]) for line in log.records if line["evaluation"] >= first}
     if sum(evaluation < first + size for _, evaluation in there) == repetitions * size:
         return
-    before, began = [line for line in log.records if line["evaluation"] < first], time.perf_counter()
+    began = time.perf_counter()
+    before = sorted((line for line in log.records if line["evaluation"] < first), key=_place)
     config = _round_config(search, number, first, size, search.choose(before, first, size), alone)
     choosing = time.perf_counter() - began
     run = f"runs/round_{number:03d}"
@@ -231,6 +241,11 @@ def affordable(config: Config, plan: Plan) -> float:
             "or shorten the training (inner.updates)"
         )
     return min(total, plan.gradients // cost)
+
+
+def _place(line: Evaluation) -> tuple[int, int]:
+    """Orders lines: one that was lost is logged again after later ones."""
+    return line["evaluation"], line["repetition"]
 
 
 def _spent(lines: Sequence[Evaluation], first: int) -> float:

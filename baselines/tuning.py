@@ -24,7 +24,7 @@ from baselines import training
 from baselines.arguments import ENDS
 from baselines.cluster import Resources, cluster, environment, shared
 from baselines.conclusion import conclude, tidy
-from baselines.directory import claim, discard
+from baselines.directory import claimed, discard, settings_of
 from baselines.ledger import Budget, Ledger, TrialError, lines
 from baselines.rounds import searched
 from baselines.trainable import Trial, named
@@ -79,10 +79,16 @@ def complete(search: Search, limits: Mapping[str, float | None], resources: Reso
     budget = Budget(directory.resolve(), limits)
     if search.trials is None and not budget.has_limit:
         raise ValueError(f"nothing says when the search ends: give {ENDS}")
-    new = claim(directory, config, {**search.settings, **limits, "trials": search.trials})
-    if is_finished(directory):
-        tidy(directory)
-        return read_json(directory / "summary.json")
+    with claimed(directory, config, {**search.settings, **limits, "trials": search.trials}) as new:
+        if is_finished(directory):
+            tidy(directory)
+            return read_json(directory / "summary.json")
+        return _complete(search, budget, resources, new)
+
+
+def _complete(search: Search, budget: Budget, resources: Resources, new: bool) -> dict[str, Any]:
+    """The same in a directory that is held and not finished."""
+    directory = search.directory
     try:
         compiled = _workshop(search).parts.compiled  # what is wrong with the config or the data is said here, once
         results = None if budget.stop_all() else _results(search, budget, resources, compiled)
@@ -94,8 +100,8 @@ def complete(search: Search, limits: Mapping[str, float | None], resources: Reso
         raise ValueError(f"{error}; --resume tries it again") from error
     if results is not None:
         _check_over(search, budget, results)
-    tunes = any(hyper.tune for hyper in config.space.values())
-    method = search.settings["method"] + (f" + {config.algorithm}" if tunes else "")
+    tunes = any(hyper.tune for hyper in search.config.space.values())
+    method = search.settings["method"] + (f" + {search.config.algorithm}" if tunes else "")
     return conclude(directory, method, partial(_workshop, search))
 
 
@@ -109,11 +115,10 @@ def _placed(config: Config, on_gpu: bool) -> Config:
 def _workshop(search: Search) -> Workshop:
     """For trainings in this process. Whether they are compiled is decided once, for all workers, and for the time after
     an interruption."""
-    path = search.directory / "search.json"
-    known = read_json(path) or {}
+    known = settings_of(search.directory)
     here = search.config if torch.cuda.is_available() else replace(search.config, device="cpu")
     workshop = training.open_workshop(here, known.get("compiled"))
-    write_json(path, {**known, "compiled": workshop.parts.compiled})
+    write_json(search.directory / "search.json", {**known, "compiled": workshop.parts.compiled})
     return workshop
 
 

@@ -45,7 +45,6 @@ from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.optim.plain import Make
 from hyperopt_id.options import given_flags
 from hyperopt_id.rules import State
-from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.search import incumbents
 from hyperopt_id.trees import Params
 
@@ -114,10 +113,8 @@ def search(
     settings = {"method": config.trained_by, "repetitions": repetitions, "trials": trials}
     settings |= {"gradients": gradients, "seconds": seconds}
     made = partial(build, optimizer, options)
-    evaluations = rounds.complete(rounds.Search(config, directory, settings, plan, build=made))
-    summary = {"method": config.algorithm, "repetitions": incumbents(evaluations)}
-    write_json(directory / "summary.json", summary)
-    return summary
+    search = rounds.Search(config, directory, settings, plan, build=made)
+    return rounds.complete(search, lambda found: {"method": config.algorithm, "repetitions": incumbents(found)})
 
 
 def configured(config: Config, optimizer: str, options: Mapping[str, Any]) -> Config:

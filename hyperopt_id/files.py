@@ -53,7 +53,7 @@ def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
         raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and (limit is None or status.st_size <= limit):
-        return open(descriptor, "rb")
+        return open(path, "rb", opener=lambda *_: descriptor)
     os.close(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path}: is no regular file")

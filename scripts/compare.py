@@ -32,6 +32,7 @@ import torch
 
 from baselines import arguments, asha, bayesopt, cluster, pbt, random_search, tuning_free
 from baselines.cluster import Resources
+from baselines.lock import held
 from hyperopt_id import config as configs
 from hyperopt_id.analysis import comparison, plotting, style
 from hyperopt_id.analysis.cost import gradients_per_update
@@ -212,16 +213,13 @@ def run(given: Sequence[str] | None = None) -> None:
         )
     check_packages(options.methods)
     trained = {name: method_config(options, known[name]) for name in options.methods}
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {options.out} cannot be written ({error.strerror}); choose another") from error
-    searches = {}
-    for name, config in trained.items():
-        print(f"{style.look(name).label} ...", file=sys.stderr)
-        searches[name] = spend(known[name], config, options.out / name, options)
     words = shlex.join(["python", "scripts/compare.py", *(sys.argv[1:] if given is None else given)])
-    write(searches, options.out, protocol(options, next(iter(trained.values()))), words)
+    with held(options.out / "compare.lock", "wait for it, or choose another --out"):
+        searches = {}
+        for name, config in trained.items():
+            print(f"{style.look(name).label} ...", file=sys.stderr)
+            searches[name] = spend(known[name], config, options.out / name, options)
+        write(searches, options.out, protocol(options, next(iter(trained.values()))), words)
     print(options.out / "report.html")
 
 

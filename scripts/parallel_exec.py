@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from chunks import Chunk, check_data, default_size, pack, unfinished
 from override_generators import GENERATORS, generate, known
 
 from baselines.cluster import Resources, check_ray
+from baselines.lock import held
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -67,6 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, failures: dict[Path, str]) -> None:
     """Complete the directory; `failures`, by directory, are said at the end, whatever it comes to."""
     chunks = plan(options)
+    with ExitStack() as locks:
+        for group, algorithm in dict.fromkeys((chunk.directory.parent, chunk.config.algorithm) for chunk in chunks):
+            lock = group / f"{algorithm.replace('/', '_')}.lock"
+            locks.enter_context(held(lock, "wait for it, or choose another group with -g GROUP"))
+        _complete(chunks, options, failures)
+
+
+def _complete(chunks: Sequence[Chunk], options: argparse.Namespace, failures: dict[Path, str]) -> None:
     todo = unfinished(chunks)
     if len(todo) < len(chunks):
         print(f"{len(chunks) - len(todo)} of {len(chunks)} chunks are already finished", file=sys.stderr)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
 from experiments import EXPERIMENTS, STUDY, Experiment, Method, Part
 from override_generators import known
 
+from baselines.lock import held
 from hyperopt_id.config import load
 from hyperopt_id.options import ended
 from hyperopt_id.telemetry.directory import read_json, write_json
@@ -181,6 +182,15 @@ def _where(options: argparse.Namespace, gpus: str, part: Part) -> list[str]:
 
 def complete(name: str, todo: Sequence[Command], directory: Path) -> bool:
     """Whether the experiment is finished, now or already. What was done is remembered in `finished.json`."""
+    try:
+        with held(directory / name / "run_all.lock", "wait for it"):
+            return _complete(name, todo, directory)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return False
+
+
+def _complete(name: str, todo: Sequence[Command], directory: Path) -> bool:
     note, plan = directory / name / "finished.json", [what[1:] for what, _ in todo]
     if read_json(note) == plan:
         print(f"{name}: already finished", file=sys.stderr)

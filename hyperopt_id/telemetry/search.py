@@ -6,25 +6,71 @@ relative to the log's) and "member". Lines are only ever appended, and are on th
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
+from hyperopt_id.files import check_form, open_regular, synchronize
 from hyperopt_id.telemetry.directory import records
 from hyperopt_id.telemetry.measure import dump, plain
+
+LARGEST = sys.float_info.max
+
+
+def _loss(value: Any) -> bool:
+    """a finite number or null"""
+    return value is None or (type(value) in (int, float) and abs(value) <= LARGEST)
+
+
+def _amount(value: Any) -> bool:
+    """a finite number of 0 or more"""
+    return type(value) in (int, float) and 0 <= value <= LARGEST
+
+
+def _count(value: Any) -> bool:
+    """an integer of 0 or more"""
+    return type(value) is int and value >= 0
+
+
+def is_below(value: Any) -> bool:
+    """the path of a folder below the search, as runs/round_000"""
+    parts = PurePosixPath(value).parts if type(value) is str and "\0" not in value else ()
+    return bool(parts) and not {"..", "/"} & {*parts}
+
+
+SPENT = {"repetition": _count, "evaluation": _count, "gradients": _amount, "seconds": _amount, "loss/validation": _loss}
+EVALUATION = {**SPENT, "hyper": dict, "step": _count, "run": is_below, "member": _count}  # forms of a record
+
+
+def evaluations(file: IO[bytes], form: Mapping[str, Any] = SPENT) -> list[tuple[dict[str, Any], int]]:
+    """The records in an open log and the lengths of their lines, without a half-written last one.
+
+    Raises ValueError, which names the line, if one is damaged, has not the form, or repeats an evaluation.
+    """
+    found, known = [], {}
+    for number, (record, length) in enumerate(list(records(file)), start=1):
+        check_form(record, form, f"line {number} of {file.name}")
+        earlier = known.setdefault((record["repetition"], record["evaluation"]), number)
+        if earlier != number:
+            raise ValueError(f"line {number} of {file.name} repeats line {earlier}'s evaluation; remove it to go on")
+        found.append((record, length))
+    return found
 
 
 class SearchLog:
     """The log in `directory`, opened to go on: `records` are those that are already there. A half-written last line,
     left by a process that was killed, is dropped; a ValueError names a line that is damaged otherwise."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, form: Mapping[str, Any] = SPENT) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "search.jsonl"
-        with open(self._path, "a+b") as file:
-            file.seek(0)
-            known = list(records(file))
-            file.truncate(sum(length for _, length in known))
+        if not self._path.exists():
+            self._path.touch()
+            synchronize(directory)
+        with open_regular(self._path) as file:
+            known = evaluations(file, form)
+        os.truncate(self._path, sum(length for _, length in known))
         self.records: list[dict[str, Any]] = [record for record, _ in known]
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from ray import exceptions
 from ray_tasks import reported_step
 from short_runs import CONFIGS, assert_same_run, summary
 
+from baselines.lock import held
 from hyperopt_id import launch
 from hyperopt_id.telemetry import is_finished
 
@@ -114,6 +115,19 @@ def test_ctrl_c_leaves_what_the_same_command_completes(tmp_path: Path, capsys: p
     for there, alone in uninterrupted(given, tmp_path / "alone"):
         assert_same_run(there, alone)
     assert parallel_exec.main(given) == 0  # and now there is nothing left to do
+
+
+def test_what_another_process_trains_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Other algorithms may be trained into the group at the same time."""
+    group = tmp_path / "group"
+    with held(group / "Ours_LR.lock", ""):
+        assert parallel_exec.main(arguments(tmp_path, algorithms=("Random", "Ours_LR"))) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: process {os.getpid()} on ")
+        assert said.endswith(f"at work in {group}; wait for it, or choose another group with -g GROUP\n")
+        assert [path.name for path in group.iterdir()] == ["Ours_LR.lock"]
+        with held(group / "Random.lock", ""):
+            pass
 
 
 @pytest.mark.usefixtures("workers")

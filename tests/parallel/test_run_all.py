@@ -11,6 +11,7 @@ import run_all
 from experiments import EXPERIMENTS, STUDY, Experiment, Part
 from override_generators import generate
 
+from baselines.lock import held
 from hyperopt_id.analysis.load import load_run
 from hyperopt_id.config import load
 
@@ -246,3 +247,10 @@ def test_an_experiment_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run_all.main(["-l", str(tmp_path), "--scale", "0.05", "--workers", "1"]) == 0
     result = load_run(tmp_path / "trial" / "Random_000-001")
     assert not result.diverged.any()
+
+
+def test_an_experiment_that_is_done_elsewhere_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with held(tmp_path / "one" / "run_all.lock", ""):
+        assert not run_all.complete("one", [([sys.executable, "-c", "1/0"], [])], tmp_path)
+    assert capsys.readouterr().err.startswith("one: process ")
+    assert run_all.complete("one", [([sys.executable, "-c", "1"], [])], tmp_path)
