@@ -1,11 +1,12 @@
 """Checkpoints: one tree per file, written atomically, verified when read, restored to the last bit.
 
-    directory/step_000001200.pt     torch.load(..., weights_only=True) gives {"format", "step", "tree"}
+    directory/step_000001200.pt     torch.load(..., weights_only=True) gives {"format", "step", "tree", "identity"}
     directory/latest                the name of the newest of them, for people and scripts
 
-A tree is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else,
-which is what ``weights_only`` reads without running code. Two invariants hold at every instant, also when
-the process is killed or the machine loses power in the middle of ``save``:
+`identity` says whose it is (see `build.identity`), or is None where nobody said it. A tree is built of tensors,
+numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else, which is what ``weights_only`` reads
+without running code. Two invariants hold at every instant, also when the process is killed or the machine loses power
+in the middle of ``save``:
 
 * a ``step_*.pt`` is complete: it is written under another name in the same folder, synchronized to the
   disk, and renamed;
@@ -33,10 +34,11 @@ FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
 _LEAVES = (bool, int, float, str, type(None))
 _ALLOWED = "allowed are tensors, numbers, strings, booleans, None, lists, tuples and dictionaries"
+Check = Callable[[dict[str, Any]], object]  # of what a file holds; raises ValueError if it will not do
 _warn = partial(warnings.warn, stacklevel=2)  # the place that it names is the one that called `load`
 
 
-def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
+def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any = None) -> Path:
     """Write ``tree`` as the newest checkpoint of ``directory``; the ``keep`` newest remain.
 
     Files of later steps are removed: they belong to a continuation that was abandoned by resuming before
@@ -47,7 +49,7 @@ def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _remove_temporary(directory)
-    record = {"format": FORMAT, "step": step, "tree": _portable(tree, "")}
+    record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
     path = directory / f"step_{step:09d}.pt"
     files.replace(path, lambda file: torch.save(record, file))
     files.replace(directory / "latest", lambda file: file.write(path.name.encode() + b"\n"))
@@ -57,11 +59,13 @@ def save(directory: str | Path, tree: Any, step: int, keep: int) -> Path:
     return path
 
 
-def load(directory: str | Path, warn: Callable[[str], object] = _warn) -> tuple[Any, int]:
+def load(
+    directory: str | Path, warn: Callable[[str], object] = _warn, check: Check = lambda record: None
+) -> tuple[Any, int]:
     """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
 
     ``warn`` (default: a ``UserWarning``) is told of each newer one that cannot, with the reason; ``ValueError``,
-    with all reasons, when none is left.
+    with all reasons, when none is left. One that ``check`` refuses is passed over as a damaged one is.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -69,7 +73,7 @@ def load(directory: str | Path, warn: Callable[[str], object] = _warn) -> tuple[
     reasons = []
     for path in _newest_first(directory):
         try:
-            return _read(path)
+            return _read(path, check)
         except Exception as error:  # damage can surface as almost any exception, and all of them mean the same
             reason = f"{type(error).__name__}: {error}"
             warn(f"checkpoint {path} is unusable and is passed over ({reason})")
@@ -78,7 +82,7 @@ def load(directory: str | Path, warn: Callable[[str], object] = _warn) -> tuple[
     raise ValueError("; ".join([none, *reasons, "start the run anew"]))
 
 
-def _read(path: Path) -> tuple[Any, int]:
+def _read(path: Path, check: Check) -> tuple[Any, int]:
     with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare checksums
         damaged = archive.testzip()
     if damaged is not None:
@@ -86,6 +90,7 @@ def _read(path: Path) -> tuple[Any, int]:
     record = torch.load(path, map_location="cpu", weights_only=True)
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    check(record)
     return record["tree"], record["step"]
 
 

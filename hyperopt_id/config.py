@@ -11,7 +11,7 @@ package knows about YAML.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -35,8 +35,11 @@ SILENT = (  # what does not determine the numbers of a run
     "threads",
     "data_root",
 )
-
-
+FILES = {  # keys that name a file -> the name of its digest (see `build.identity`)
+    "task.path": "data",
+    "task.model.init_from": "task.model.init_from",
+    "space.theta.init": "space.theta.init",
+}
 MOST_FILES = 256  # that are read for one config, a base counting each time it is named
 MOST_CHARACTERS = 500  # of a message
 
@@ -75,16 +78,22 @@ def dump(config: Config) -> str:
     return config_yaml.dump(to_dict(config))
 
 
-def config_hash(config: Config) -> str:
-    """16 hexadecimal digits of what determines the numbers of a run; where it logs, for example, does not."""
-    text = json.dumps(_numbers(config), sort_keys=True, separators=(",", ":"))
+def config_hash(config: Config, digests: Mapping[str, str] | None = None) -> str:
+    """16 hexadecimal digits of what determines the numbers of a run; where it logs, for example, does not. Where
+    `digests` have what a key names a file for, that stands for the path."""
+    numbers = _numbers(config)
+    for key, name in FILES.items():
+        if numbers.get(key) is not None and name in (digests or {}):
+            numbers[key] = f"sha256:{(digests or {})[name]}"
+    text = json.dumps(numbers, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(before: Config, after: Config) -> list[str]:
-    """What keeps `after` from continuing a run of `before`, as "key: old -> new"; empty if hashes agree."""
+def differences(before: Config, after: Config, known: Collection[str] = ()) -> list[str]:
+    """What keeps `after` from continuing a run of `before`, as "key: old -> new"; empty if hashes agree. The paths of
+    files whose digests are `known` are left out: they are compared by their content."""
     old, new = _numbers(before), _numbers(after)
-    keys = list(dict.fromkeys([*old, *new]))
+    keys = [key for key in dict.fromkeys([*old, *new]) if FILES.get(key) not in known]
     missing = "(not there)"
     return [f"{k}: {old.get(k, missing)} -> {new.get(k, missing)}" for k in keys if old.get(k) != new.get(k)]
 

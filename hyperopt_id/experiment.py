@@ -39,15 +39,17 @@ def run(
     *,
     resume: Mapping[str, Any] | None = None,
     remember: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     began: float | None = None,
 ) -> dict[str, Any]:
     """Train all R members to the end and return the summary, as `docs/run_directory.md` has it.
 
-    `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state. `began`
+    `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state, and
+    `identity` beside all of it. `began`
     is the `time.perf_counter()` from which seconds are counted (default: now).
     """
     began = time.perf_counter() if began is None else began
-    *_, progress = stages(parts, plan, telemetry, resume=resume, remember=remember, began=began)
+    *_, progress = stages(parts, plan, telemetry, resume=resume, remember=remember, identity=identity, began=began)
     return progress.summary(parts, began)
 
 
@@ -59,6 +61,7 @@ def stages(
     resume: Mapping[str, Any] | None,
     remember: Mapping[str, Any] | None,
     began: float,
+    identity: Mapping[str, Any] | None = None,
 ) -> Iterator["Progress"]:
     """The work of `run` in pieces: its progress at the start, and again after every report."""
     _check_splits(parts, plan)
@@ -84,7 +87,7 @@ def stages(
                 with parts.stopwatch.measure("logging"):
                     tree = {**progress.tree(parts, began), **(remember or {})}
                     synchronize(telemetry.directory)
-                    checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep)
+                    checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep, identity)
             if reported:
                 yield progress
 

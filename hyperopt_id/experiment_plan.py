@@ -22,7 +22,7 @@ class Parts:
     split) -> metrics of a chunk. hyper: Run -> natural values to report, [R] or {parameter: [R, ...]}.
     hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
     takes itself. seeds: one for each member. device: where all of it lives. sizes: rows of each split; empty if
-    unknown.
+    unknown. digests: name -> digest of the data ("data") and of other files that determine the numbers, where known.
     """
 
     start: Callable[[], Run]
@@ -39,6 +39,7 @@ class Parts:
     compiled: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    digests: Callable[[], dict[str, str]] = dict
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 
 from hyperopt_id import checkpoint, experiment, runtime
+from hyperopt_id.build.identity import FILE as IDENTITY
+from hyperopt_id.build.identity import check_identity, identity, read_identity
 from hyperopt_id.build.names import from_config, pick_device, starting_values
-from hyperopt_id.config import config_hash, differences, dump, load, to_dict
+from hyperopt_id.config import differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.telemetry import Telemetry, first_device, is_finished, read_json
+from hyperopt_id.telemetry.directory import write_json
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -57,7 +60,8 @@ def changes(directory: Path, config: Config) -> list[str]:
         return [f"its config.yaml cannot be used ({error})"]
     if config.device != "auto":
         before = replace(before, device=first_device(directory) or before.device)
-    return differences(before, config)
+    known = read_identity(directory)
+    return differences(before, config, () if known is None else known["digests"])
 
 
 def resume(config: Config, directory: Path, *, build: Build = from_config) -> dict[str, Any]:
@@ -111,14 +115,17 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
             logger.warning(message)
         try:
             parts, plan = build(config, compiled=None if saved is None else saved["compile"])
+            own = identity(config, parts)
+            if continued:
+                check_identity(read_identity(directory), own, f"the run in {directory}")
         except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
             if not continued:
                 telemetry.discard()
             telemetry.close()
             raise
-        summary = experiment.run(
-            parts, plan, telemetry, resume=saved, remember={"compile": parts.compiled}, began=began
-        )
-        summary["config_hash"] = config_hash(replace(config, device=device.type))
+        write_json(directory / IDENTITY, own)
+        remember = {"compile": parts.compiled}
+        summary = experiment.run(parts, plan, telemetry, resume=saved, remember=remember, identity=own, began=began)
+        summary["config_hash"] = own["config"]
         telemetry.close(summary)
     return summary

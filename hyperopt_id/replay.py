@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_id import launch
+from hyperopt_id.build.identity import check_digests, read_identity
 from hyperopt_id.build.names import build_multipliers, starting_values
 from hyperopt_id.build.plain import in_whole_reports, plain_from_config
 from hyperopt_id.config import load
@@ -151,15 +152,24 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
     """Parts and plan of a replay (a `launch.Build`, once it knows its source); a ValueError where the trace does not
     fit."""
     del compiled
+    known = read_identity(source.directory)
     schedule, inner = _schedule(source, stretch), source.config.inner
     options: dict[str, Any] = {"nesterov": inner.nesterov, "dampening": inner.dampening} if inner.rule == "sgd" else {}
-    return plain_from_config(
+    parts, plan = plain_from_config(
         config,
         lambda task: follow(inner.rule, scaled(schedule, build_multipliers(config, task)), **options),
         lambda state: schedule.natural(int(state["step"]), state["step"].device),
         trace_every=0,
         first_step=schedule.first,
     )
+    if known is not None and _same_data(config, source.config):
+        check_digests({"data": known["digests"].get("data")}, parts.digests(), f"the run in {source.directory}")
+    return parts, plan
+
+
+def _same_data(config: Config, source: Config) -> bool:
+    """Whether a replay is to be on the data of its source, and has not been given others."""
+    return (config.task.name, config.task.path) == (source.task.name, source.task.path)
 
 
 def _schedule(source: Source, stretch: float) -> Schedule:

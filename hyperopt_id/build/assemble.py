@@ -117,6 +117,7 @@ def _parts(
         compiled=execution.compile,
         stopwatch=watch,
         sizes=task.sizes,
+        digests=lambda: {"data": digest} if (digest := task.digest()) else {},
     )
 
 

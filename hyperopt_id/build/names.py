@@ -12,6 +12,7 @@ import torch
 
 from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population, rules, space
 from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
+from hyperopt_id.build.identity import with_files
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config_schema import Config, HyperConfig
 from hyperopt_id.curvature import Curvature
@@ -85,7 +86,8 @@ def from_config(
     execution = _execution(config)
     if compiled is None:
         compiled = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
-    return assemble(task, **common, execution=replace(execution, compile=compiled)), plan
+    parts = assemble(task, **common, execution=replace(execution, compile=compiled))
+    return with_files(parts, config), plan
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hyperopt_id.build.assemble import autocast
+from hyperopt_id.build.identity import with_files
 from hyperopt_id.build.names import build_plan, pick_device, run_seeds
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config_schema import Config
@@ -52,4 +53,4 @@ def plain_from_config(
     parts = plain_parts(task, make(task), run_seeds(config), hyper, config.inner.clip_norm)
     draw = parts.batches
     parts = replace(parts, batches=lambda split, seeds, start, steps: draw(split, seeds, start + first_step, steps))
-    return parts, replace(build_plan(config), trace_every=trace_every)
+    return with_files(parts, config), replace(build_plan(config), trace_every=trace_every)

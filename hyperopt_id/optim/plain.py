@@ -67,6 +67,7 @@ def plain_parts(
         device=next(iter(like.values())).device,
         stopwatch=watch,
         sizes=task.sizes,
+        digests=lambda: {"data": digest} if (digest := task.digest()) else {},
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.fetch import fetch, read_verified, web
 
 SPLITS = (45_000, 5_000, 10_000)
@@ -51,7 +52,8 @@ def cifar10(
     mean = known.mean(dim=(0, 2, 3), keepdim=True)
     deviation = known.std(dim=(0, 2, 3), keepdim=True, correction=0)
     deviation = torch.where(deviation == 0, 1.0, deviation)
-    return Dataset(inputs.sub_(mean.float()).div_(deviation.float()), torch.from_numpy(targets), bounds)
+    standardized = inputs.sub_(mean.float()).div_(deviation.float())
+    return Dataset(standardized, torch.from_numpy(targets), bounds, source=digest(images, targets))
 
 
 def locate(root: Path, download: bool = True) -> Path:

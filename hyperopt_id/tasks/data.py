@@ -11,12 +11,14 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.sampling import split_code
 
 
@@ -25,12 +27,14 @@ class Dataset:
     """inputs [N, ...], targets [N] (or [N, outputs]); splits: name -> (first row, last row + 1),
     contiguous, in the order train, validation, test; validation and test may be empty or left out where nothing asks
     for them; target_scale: the deviation targets were divided by, so that un-normalized mean squared error = mean
-    squared error · target_scale². Anything else is a ValueError."""
+    squared error · target_scale²; source: the digest of what a loader made the values of, where it knows one. Anything
+    else is a ValueError."""
 
     inputs: Tensor
     targets: Tensor
     splits: dict[str, tuple[int, int]]
     target_scale: float = 1.0
+    source: str = ""
 
     def __post_init__(self) -> None:
         for name, values in (("inputs", self.inputs), ("targets", self.targets)):
@@ -41,6 +45,11 @@ class Dataset:
             counts = f"{len(self.inputs)} rows of inputs and {len(self.targets)} of targets"
             raise ValueError(f"Dataset: got {counts}: every example needs one of each")
         check_splits(self.splits, len(self.inputs))
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these data from others: `source`, or else the digest of inputs and targets as they are."""
+        return self.source or digest(self.inputs, self.targets)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,14 +149,14 @@ def regression(
     standardize_targets: bool = True,
 ) -> Dataset:
     """A data set whose last column is the target; float64."""
-    known = splits["validation"][1]
+    known, source = splits["validation"][1], digest(table)
     inputs, targets, scale = table[:, :-1], table[:, -1], 1.0
     if standardize_inputs:
         inputs, _ = standardize(inputs, known)
     if standardize_targets:
         targets, deviation = standardize(targets, known)
         scale = float(deviation)
-    return Dataset(_tensor(inputs), _tensor(targets), splits, scale)
+    return Dataset(_tensor(inputs), _tensor(targets), splits, scale, source)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

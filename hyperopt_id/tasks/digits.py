@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.digests import digest
 
 SPLITS = (1097, 350, 350)
 
@@ -25,4 +26,5 @@ def digits(root: Path | None = None, validation_fraction: float | None = None, d
         inputs=torch.from_numpy(table[:, :-1]).to(torch.float64) / 16.0,
         targets=torch.from_numpy(table[:, -1].copy()),
         splits=split_by_position(SPLITS, len(table), "digits", validation_fraction),
+        source=digest(table),
     )

@@ -12,6 +12,7 @@ import torch
 
 from hyperopt_id.tasks import debian
 from hyperopt_id.tasks.data import Dataset, read_idx, split_by_position
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.fetch import fetch, read_verified, web
 
 SPLITS = (50_000, 10_000, 10_000)
@@ -45,7 +46,8 @@ def fashion_mnist(root: Path, validation_fraction: float | None = None, download
     pixels = np.concatenate([images, test_images]).reshape(-1, 28 * 28)
     targets = np.concatenate([labels, test_labels]).astype(np.int64)
     splits = split_by_position(SPLITS, len(pixels), "Fashion-MNIST", validation_fraction)
-    return Dataset(_standardize_pixels(pixels, known), torch.from_numpy(targets), splits)
+    source = digest(pixels, targets)
+    return Dataset(_standardize_pixels(pixels, known), torch.from_numpy(targets), splits, source=source)
 
 
 def locate(root: Path, download: bool = True) -> Path:

@@ -11,13 +11,15 @@ and leave the carried one alone. The text is read in order, so the run seed does
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.fetch import fetch, web
 from hyperopt_id.tasks.functional import FunctionalModule, Tensors
 from hyperopt_id.tasks.sampling import batch_seeds, sample_size, split_code
@@ -60,7 +62,9 @@ def penn_treebank(
     texts = [torch.tensor([vocabulary[word] for word in text]) for text in (known, test)]
     fraction = VALIDATION_FRACTION if validation_fraction is None else validation_fraction
     streams = Streams.create(texts[0], texts[1], batch_size, length, fraction, device)
-    return language_task(streams, lambda: module_factory(len(vocabulary)), dtype)
+    built = language_task(streams, lambda: module_factory(len(vocabulary)), dtype)
+    source = digest(*(" ".join(text) for text in words))
+    return replace(built, digest=lambda: source)
 
 
 def locate(root: Path, download: bool = True) -> Path:
@@ -184,7 +188,8 @@ def language_task(streams: Streams, module_factory: Callable[[], nn.Module], dty
         return {"loss": mean, "perplexity": mean.exp()}
 
     sizes = {split: last - first for split, (first, last) in streams.bounds.items()}
-    return Task(init, loss, evaluate, streams.batches, streams.thin, sizes, module.roles)
+    digest_of_tokens = partial(digest, streams.tokens)
+    return Task(init, loss, evaluate, streams.batches, streams.thin, sizes, module.roles, digest_of_tokens)
 
 
 def _divide(buffers: Tensors) -> tuple[Tensors, Tensors]:

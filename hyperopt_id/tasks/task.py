@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The six parts of a training problem.
+    """The parts of a training problem.
 
     init(seed) -> (params, buffers)
         leaves the global generators untouched.
@@ -51,6 +51,8 @@ class Task:
         a random sub-batch of ceil(fraction · B) rows, an unbiased estimate of the batch.
     sizes, roles
         rows per split; parameter name -> input | hidden | output | bias | norm | embedding.
+    digest() -> text
+        what tells the data from others, such as `Dataset.digest`; "" where it is not known.
     """
 
     init: Callable[[int], tuple[Tensors, Tensors]]
@@ -60,6 +62,7 @@ class Task:
     thin: Callable[[Batch, float], Batch]
     sizes: dict[str, int] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
+    digest: Callable[[], str] = lambda: ""
 
 
 def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, batch_size: int | None) -> Task:
@@ -99,7 +102,8 @@ def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, 
             totals["unnormalized_loss"] = totals["loss"] * dataset.target_scale**2
         return totals
 
-    return Task(module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
+    parts = (module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
+    return Task(*parts, digest=lambda: dataset.digest)
 
 
 def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> None:

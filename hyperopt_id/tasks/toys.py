@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.functional import Tensors
 from hyperopt_id.tasks.hashing import random_normal
 from hyperopt_id.tasks.sampling import batch_seeds
@@ -82,8 +83,10 @@ def noisy_quadratic(
     def batches(split: str, seeds: Sequence[int], start: int, steps: int) -> Batch:
         return Batch(None, batch_seeds(split, seeds, start, steps, torch.device(device)), split)
 
+    source = digest(f"noisy quadratic: {dimension}, {condition}, {noise}, {seed}")
     sizes = {"train": 1, "validation": 1, "test": 1, "train+validation": 2}
-    task = Task(init, loss, evaluate, batches, lambda batch, fraction: batch, sizes, {"w": "hidden"})
+    thin, roles = (lambda batch, fraction: batch), {"w": "hidden"}
+    task = Task(init, loss, evaluate, batches, thin, sizes, roles, lambda: source)
     return NoisyQuadratic(task, hessian, optimum, noise)
 
 
@@ -140,7 +143,8 @@ def ridge(
     inputs = torch.randn(sum(rows), dimension, generator=generator, dtype=torch.float64)
     truth = torch.randn(dimension, generator=generator, dtype=torch.float64)
     targets = inputs @ truth + noise * torch.randn(sum(rows), generator=generator, dtype=torch.float64)
-    data = Dataset(inputs, targets, split_by_position(rows, sum(rows), "ridge")).to(device, dtype)
+    source = digest(f"ridge: {list(rows)}, {dimension}, {noise}, {seed}")
+    data = Dataset(inputs, targets, split_by_position(rows, sum(rows), "ridge"), source=source).to(device, dtype)
     return Ridge(supervised(data, lambda: _linear(dimension), "mse", batch_size=None), data)
 
 

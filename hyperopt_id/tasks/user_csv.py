@@ -33,7 +33,7 @@ def csv_table(
         raise ValueError(f"{path}: targets of a classification (loss cross_entropy) cannot be standardized")
     classes = _classes(path, table[:, -1])
     dataset = regression(table, bounds, standardize_inputs, standardize_targets=False)
-    return Dataset(dataset.inputs, torch.from_numpy(classes), bounds)
+    return Dataset(dataset.inputs, torch.from_numpy(classes), bounds, source=dataset.source)
 
 
 def _classes(path: Path, targets: np.ndarray) -> np.ndarray:
