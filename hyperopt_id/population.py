@@ -205,7 +205,8 @@ class Feed:
     """Batches of chunks as lists, drawn ahead in blocks: `feed(split, seeds, start, steps)` is batches
     start..start+steps-1 of the runs with these seeds, without the run axis under "loop".
 
-    A batch is a function of its position, so the blocks that are kept are a cache and no state.
+    A batch is a function of its position, so the blocks that are kept are a cache and no state. As long as requests go
+    forward, each position is drawn once: a task whose batches come from a stream loses nothing.
     """
 
     BLOCK = 64
@@ -216,12 +217,13 @@ class Feed:
 
     def __call__(self, split: str, seeds: Sequence[int], start: int, steps: int) -> list[Batch]:
         key = (split, *seeds)
-        first, block = self._blocks.get(key, (0, []))
-        if start < first or start + steps > first + len(block):
-            drawn = self._draw(split, seeds, start, max(steps, self.BLOCK))
-            first, block = start, trees.unstack(trees.take(drawn, (slice(None), 0)) if self._how == "loop" else drawn)
-            self._blocks[key] = first, block
-        return block[start - first : start - first + steps]
+        first, block = self._blocks.get(key, (start, []))
+        block = block[start - first :] if first <= start <= first + len(block) else []
+        if len(block) < steps:
+            drawn = self._draw(split, seeds, start + len(block), max(steps - len(block), self.BLOCK))
+            block = block + trees.unstack(trees.take(drawn, (slice(None), 0)) if self._how == "loop" else drawn)
+        self._blocks[key] = start, block
+        return block[:steps]
 
 
 def join(parts: Sequence[trees.Tree], runs: int, how: Lift) -> trees.Tree:

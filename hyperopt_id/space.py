@@ -9,7 +9,7 @@ weights of a learned optimizer are; its values for all parameters, or for one, h
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -74,6 +74,10 @@ class Hyper:
                 self._check(name, *limits)
         if self.bounds is not None and not self.bounds[0] <= init <= self.bounds[1]:
             raise ValueError(f"Hyper: init={self.init} is outside bounds={self.bounds}; change one of them")
+
+    def starting_at(self, natural: float) -> "Hyper":
+        """The same with another `init`; raises ValueError if it cannot have it."""
+        return replace(self, init=natural)
 
     def _check_tensor(self) -> None:
         ranged = self.bounds is not None or self.sample is not None

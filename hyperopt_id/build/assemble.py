@@ -6,7 +6,7 @@ Objects in, functions out: nothing here knows a config or looks anything up by n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation, population, rules, trees
+from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
 from hyperopt_id.curvature import Curvature, choose, none
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
@@ -50,7 +51,7 @@ def assemble(
     meta_space: Space | None = None,
     curvature: Curvature | None = None,
     sub_batch: float = 1.0,
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
     sample: bool = False,
     starts: Sequence[Mapping[str, float]] | None = None,
     execution: Execution | None = None,
@@ -63,21 +64,41 @@ def assemble(
     `curvature` None takes exact products where the loss can be differentiated twice, else finite differences, and logs
     which; `sub_batch` is the fraction of a batch that they use.
 
-    A ValueError where a space does not hold exactly the hyperparameters of its rule.
+    Raises ValueError if a space does not hold exactly the hyperparameters of its rule, if seeds or starting values are
+    none, or if the task's loss is not one number.
     """
     execution = execution or Execution()
     meta = meta or rules.adam()
     meta_space = meta_space or adam_space(0.05)
-    _check_names("space", space, rule)
-    _check_names("meta_space", meta_space, meta)
-    curvature = pick_curvature(curvature, engine, task, seeds[0])
+    check_names("space", space, rule)
+    check_names("meta_space", meta_space, meta)
+    seeds = as_seeds(seeds)
+    values = as_starts(starts, space, len(seeds))
+    feed = population.Feed(task.batches, execution.lift)
+    batch = _first_batch(feed, seeds, execution)
+    check_task(task, batch, seeds[0], execution.lift)
+    curvature = pick_curvature(curvature, engine, task, seeds[0], batch=batch)
     lifted = _lifted(task, rule, space, curvature, sub_batch, execution)
 
     def start() -> Run:
         begin = partial(_member, task, rule, space, meta, meta_space, sample)
-        return trees.stack(list(map(begin, seeds, starts or [{}] * len(seeds))))
+        return trees.stack(list(map(begin, seeds, values)))
 
-    return _parts(task, space, engine, meta, lifted, start, seeds, execution)
+    return _parts(task, space, engine, meta, lifted, start, seeds, feed, execution)
+
+
+def _members(seeds: Sequence[int], execution: Execution) -> list[list[int]]:
+    return population.chunks(len(seeds), 1 if execution.lift == "loop" else execution.chunk)
+
+
+def _first_batch(feed: population.Feed, seeds: Sequence[int], execution: Execution) -> Any:
+    """The first training batch of the first run, by the request that its training begins with."""
+    chunk = [seeds[member] for member in _members(seeds, execution)[0]]
+    try:
+        batch = feed("train", chunk, 0, 1)[0]
+    except ValueError:  # too few rows, which matters where they are trained on alone
+        batch = feed("train+validation", chunk, 0, 1)[0]
+    return batch if execution.lift == "loop" else trees.take(batch, 0)
 
 
 def _parts(
@@ -88,6 +109,7 @@ def _parts(
     lifted: tuple[Dynamics, Objective],
     start: Callable[[], Run],
     seeds: Sequence[int],
+    feed: population.Feed,
     execution: Execution,
 ) -> Parts:
     """The parts, computed as `execution` says, of runs that `start` begins."""
@@ -108,10 +130,10 @@ def _parts(
         evaluate=population.lift(task.evaluate, how),
         hyper=partial(_natural, dynamics, space),
         hypergradient=_by_name,
-        batches=population.Feed(task.batches, how),
+        batches=feed,
         window=engine.window,
-        seeds=list(seeds),
-        members=population.chunks(len(seeds), 1 if how == "loop" else execution.chunk),
+        seeds=seeds,
+        members=_members(seeds, execution),
         lift=how,
         device=device,
         compiled=execution.compile,
@@ -138,7 +160,12 @@ def _lifted(
 
 
 def pick_curvature(
-    given: Curvature | None, engine: Engine, task: Task, seed: int, differences: Curvature | None = None
+    given: Curvature | None,
+    engine: Engine,
+    task: Task,
+    seed: int,
+    differences: Curvature | None = None,
+    batch: Any = None,
 ) -> Curvature:
     """The curvature given, or, for None, exact products where the task's loss allows them, else `differences` (see
     `curvature.choose`), said in the log; none where the engine needs no products."""
@@ -147,7 +174,8 @@ def pick_curvature(
     if given is not None:
         return given
     params, buffers = task.init(seed)
-    batch = population.Feed(task.batches, "loop")("train", [seed], 0, 1)[0]
+    if batch is None:
+        batch = _first_batch(population.Feed(task.batches, "loop"), [seed], Execution())
     chosen, why = choose(lambda w: task.loss(w, buffers, batch), params, differences)
     logger.info("curvature: %s", why)
     return chosen
@@ -157,16 +185,6 @@ def adam_space(lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float =
     """Fixed hyperparameters for Adam as a meta-optimizer."""
     values = {"lr": lr, "weight_decay": 0.0, "beta1": beta1, "beta2": beta2, "eps": eps}
     return Space({name: Hyper(value) for name, value in values.items()})
-
-
-def _check_names(what: str, space: Space, rule: UpdateRule) -> None:
-    missing = [name for name in rule.hyperparameters if name not in space.hypers]
-    unknown = [name for name in space.hypers if name not in rule.hyperparameters]
-    if missing or unknown:
-        raise ValueError(
-            f"{what} has to hold the hyperparameters of its rule, {', '.join(rule.hyperparameters)}: "
-            f"missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unknown) or 'nothing'}"
-        )
 
 
 def _member(

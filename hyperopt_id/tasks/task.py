@@ -8,14 +8,18 @@ No function here has a memory: randomness is a function of `batch.seed`, row ord
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperopt_id import trees
+from hyperopt_id.tasks import losses
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.functional import FunctionalModule, ModuleFactory, Tensors
+from hyperopt_id.tasks.losses import Criterion, LossFunction
 from hyperopt_id.tasks.sampling import Permutations, batch_seeds, sample_size, split_code, systematic_rows
 
 EVALUATION_ROWS = 10_000
@@ -46,7 +50,8 @@ class Task:
     evaluate(params, buffers, split) -> metrics of the whole split
         evaluation mode; the loss, and what the task has of accuracy, unnormalized_loss, perplexity.
     batches(split, seeds, start, steps) -> Batch with leading axes [T, R]
-        batches number start..start+steps-1 of R streams.
+        batches number start..start+steps-1 of R streams, a function of their position. A run asks for each once and
+        in order, if ahead of time; a resumed one begins where it stopped.
     thin(batch, fraction) -> Batch
         a random sub-batch of ceil(fraction · B) rows, an unbiased estimate of the batch.
     sizes, roles
@@ -65,40 +70,40 @@ class Task:
     digest: Callable[[], str] = lambda: ""
 
 
-def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, batch_size: int | None) -> Task:
+def supervised(
+    dataset: Dataset,
+    module_factory: ModuleFactory,
+    criterion: str | LossFunction,
+    batch_size: int | None,
+    *,
+    name: str | None = None,
+) -> Task:
     """The task of fitting a module to (inputs, targets): `criterion` is "cross_entropy" (targets int64 [N],
-    outputs [B, classes]) or "mse" (mean over all entries); `batch_size` None means the whole split.
+    outputs [B, classes]), "mse" (mean over all entries), or any function (outputs, targets) -> one number, such as
+    `F.l1_loss` or `nn.CrossEntropyLoss(label_smoothing=0.1)`, which reports have as loss and under its `name`;
+    `batch_size` None means the whole split.
 
     Build it after `dataset.to(device, dtype)`: weights and batches follow the data set.
     """
-    if criterion not in LOSSES:
-        raise ValueError(f"unknown criterion {criterion!r}: use one of {', '.join(LOSSES)}")
+    given = losses.as_criterion(criterion, dataset, name)
     sampler = RowSampler.create(dataset, batch_size)
     module = FunctionalModule(module_factory, dataset.targets.device, dataset.dtype)
-    criterion_function = LOSSES[criterion]
-    _check_fit(module, dataset, criterion)
+    measured = _fitted(module, dataset, given)
 
     def loss(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensors, Metrics]]:
         inputs, targets = sampler.rows(batch)
         outputs, buffers = module.train(params, buffers, batch.seed, inputs)
-        return criterion_function(outputs, targets), (buffers, {})
+        return measured.function(outputs, targets), (buffers, {})
 
-    @torch.no_grad()
+    @torch.enable_grad()  # a forward may differentiate by its inputs; of what is detached, no graph is kept
     def evaluate(params: Tensors, buffers: Tensors, split: str) -> Metrics:
-        first, last = dataset.bounds(split)
-        if first == last:
-            raise ValueError(f"the {split} split is empty: leave it out of the reports")
-        totals: Metrics = {}
-        for start in range(first, last, EVALUATION_ROWS):
-            stop = min(start + EVALUATION_ROWS, last)
-            targets = dataset.targets[start:stop]
-            outputs = module.evaluate(params, buffers, dataset.inputs[start:stop])
-            values = {"loss": criterion_function(outputs, targets)}
-            if criterion == "cross_entropy":
-                values["accuracy"] = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
-            weight = (stop - start) / (last - first)
-            totals = {name: totals.get(name, 0.0) + weight * value for name, value in values.items()}
-        if criterion == "mse":
+        blocks = _evaluation_blocks(dataset, split)
+        compute = partial(module.evaluate, trees.detach(params), trees.detach(buffers))
+        if measured.by_rows:
+            totals = _mean_over_blocks(dataset, blocks, measured, compute)
+        else:
+            totals = losses.measure(measured, *_whole_split(dataset, blocks, compute))
+        if measured.function is losses.mean_squared_error:
             totals["unnormalized_loss"] = totals["loss"] * dataset.target_scale**2
         return totals
 
@@ -106,45 +111,49 @@ def supervised(dataset: Dataset, module_factory: ModuleFactory, criterion: str, 
     return Task(*parts, digest=lambda: dataset.digest)
 
 
-def _check_fit(module: FunctionalModule, dataset: Dataset, criterion: str) -> None:
-    """Raise a ValueError where the module does not take the inputs, its outputs do not suit the targets, or its steps
-    could not be repeated."""
+Blocks = list[tuple[int, int]]
+
+
+def _evaluation_blocks(dataset: Dataset, split: str) -> Blocks:
+    """(first row, last row + 1) of pieces of a split that fit into memory."""
+    first, last = dataset.bounds(split)
+    if first == last:
+        raise ValueError(f"the {split} split is empty: leave it out of the reports")
+    return [(start, min(start + EVALUATION_ROWS, last)) for start in range(first, last, EVALUATION_ROWS)]
+
+
+def _mean_over_blocks(
+    dataset: Dataset, blocks: Blocks, criterion: Criterion, compute: Callable[[Tensor], Any]
+) -> Metrics:
+    rows, totals = blocks[-1][1] - blocks[0][0], Metrics()
+    for start, stop in blocks:
+        outputs = compute(dataset.inputs[start:stop])
+        values = losses.measure(criterion, outputs, dataset.targets[start:stop])
+        totals = {name: totals.get(name, 0.0) + (stop - start) / rows * value for name, value in values.items()}
+    return totals
+
+
+def _whole_split(dataset: Dataset, blocks: Blocks, compute: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
+    """Outputs and targets of all rows. What has no row for each input is not divided into blocks."""
+    targets = dataset.targets[blocks[0][0] : blocks[-1][1]]
+    parts = []
+    for start, stop in blocks:
+        parts.append(trees.detach(compute(dataset.inputs[start:stop])))
+        if any(leaf.ndim == 0 or len(leaf) != stop - start for leaf in trees.leaves(parts[-1])):
+            return compute(dataset.inputs[blocks[0][0] : blocks[-1][1]]), targets
+    return parts[0] if len(parts) == 1 else trees.concatenate(parts), targets
+
+
+def _fitted(module: FunctionalModule, dataset: Dataset, criterion: Criterion) -> Criterion:
+    """The criterion for the module's outputs. Raises ValueError if the module does not take the inputs, if its outputs
+    do not suit the targets, or if its steps could not be repeated."""
     shape = list(dataset.inputs.shape[1:])
-    targets = dataset.targets[:2]
     try:
         outputs = module.check(dataset.inputs[:2])
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model returns {type(outputs).__name__}: its forward must return one tensor of outputs")
-    given = list(outputs.shape[1:])
-    if criterion == "mse" and not targets.is_floating_point():
-        raise ValueError(f"mse needs targets that are real numbers, these are {targets.dtype}: use targets.float()")
-    if criterion == "mse" and outputs.numel() != targets.numel():
-        needed = list(targets.shape[1:]) or [1]
-        raise ValueError(f"mse: outputs of the model have shape {given} each, the targets need {needed}")
-    if criterion == "cross_entropy":
-        if targets.is_floating_point():
-            raise ValueError("cross_entropy needs integer targets, these are real numbers: use mse")
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            found = f"{targets.dtype} of shape {list(dataset.targets.shape)}"
-            raise ValueError(f"cross_entropy needs integer targets, int64 [rows], these are {found}: targets.long()")
-        classes = int(dataset.targets.max()) + 1
-        if len(given) != 1 or given[0] < classes:
-            raise ValueError(f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]")
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, targets)
-
-
-def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """A column of outputs [B, 1] meets targets [B] without broadcasting to [B, B]."""
-    return F.mse_loss(outputs.reshape(targets.shape), targets)
-
-
-LOSSES = {"cross_entropy": cross_entropy, "mse": mean_squared_error}
+    return losses.fitted(criterion, outputs, dataset.targets[:2], dataset)
 
 
 @dataclass(frozen=True)
@@ -180,14 +189,12 @@ class RowSampler:
         )
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Inputs [B, ...] and targets [B]. A whole split is a view. `F.embedding` gathers whole rows
+        """Inputs [B, ...] and targets [B, ...]. A whole split is a view. `F.embedding` gathers whole rows
         several times faster than `inputs[index]`, under vmap too."""
         if batch.index is None:
             return self.whole[batch.split]
         inputs, targets = (F.embedding(batch.index, table) for table in self.tables)
-        if self.dataset.inputs.ndim != 2:  # a microsecond of a step's two hundred
-            inputs = inputs.unflatten(1, self.dataset.inputs.shape[1:])
-        return inputs, targets.squeeze(1) if self.dataset.targets.ndim == 1 else targets
+        return _unflattened(inputs, self.dataset.inputs), _unflattened(targets, self.dataset.targets)
 
     def batches(self, split: str, seeds: Sequence[int], start: int, steps: int) -> Batch:
         """See `Task.batches`: index [T, R, B] or None, seed [T, R]."""
@@ -217,3 +224,10 @@ class RowSampler:
             return batch
         first, last = self.dataset.bounds(batch.split)
         return batch._replace(index=systematic_rows(batch.seed, first, last - first, fraction))
+
+
+def _unflattened(rows: Tensor, whole: Tensor) -> Tensor:
+    """Rows [B, entries] in the shape that those of `whole` have; two dimensions save a microsecond of a step's 200."""
+    if whole.ndim == 2:
+        return rows
+    return rows.squeeze(1) if whole.ndim == 1 else rows.unflatten(1, whole.shape[1:])

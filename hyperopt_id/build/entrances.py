@@ -1,0 +1,114 @@
+"""What a user hands to `assemble`, checked before anything is computed with it. Every error is a ValueError."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_id import population, trees
+from hyperopt_id.population import Lift
+from hyperopt_id.rules import UpdateRule
+from hyperopt_id.space import Hyper, Space
+from hyperopt_id.tasks.losses import check_number
+from hyperopt_id.tasks.task import Batch, Task
+
+HIGHEST_SEED = 2**63 - 1
+
+
+def check_names(what: str, space: Space, rule: UpdateRule) -> None:
+    """Raise ValueError unless `space` holds exactly the hyperparameters of its rule."""
+    missing = [name for name in rule.hyperparameters if name not in space.hypers]
+    unknown = [name for name in space.hypers if name not in rule.hyperparameters]
+    if missing or unknown:
+        raise ValueError(
+            f"{what} has to hold the hyperparameters of its rule, {', '.join(rule.hyperparameters)}: "
+            f"missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unknown) or 'nothing'}"
+        )
+
+
+def as_seeds(given: Iterable[Any]) -> list[int]:
+    """Seeds as Python integers: from lists, ranges, arrays and tensors."""
+    needed = f"seeds must be whole numbers from 0 to {HIGHEST_SEED}, one for each run, such as [0, 1] or range(20)"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{needed}, not {given!r}")
+    try:
+        seeds = [_whole(seed) for seed in given]
+    except TypeError as error:  # also iteration over a 0-d array or tensor
+        raise ValueError(f"{needed}; {error}") from None
+    wrong = [seed for seed in seeds if not 0 <= seed <= HIGHEST_SEED]
+    if wrong or not seeds:
+        raise ValueError(f"{needed}; given {wrong[0] if wrong else 'none'}")
+    return seeds
+
+
+def _whole(seed: Any) -> int:
+    kind = seed.dtype if isinstance(seed, Tensor) else getattr(seed, "dtype", type(seed))
+    if kind in (bool, torch.bool) or str(kind) == "bool":
+        raise TypeError(f"given {seed!r}, which is a truth value")
+    return operator.index(seed)
+
+
+def as_starts(given: Sequence[Mapping[str, Any]] | None, space: Space, runs: int) -> list[dict[str, Any]]:
+    """The starting values of each run, by name: what each `Hyper` could have as its `init`."""
+    if given is None:
+        return [{} for _ in range(runs)]
+    if isinstance(given, Mapping | str) or not isinstance(given, Sequence):
+        raise ValueError(f"starts must be a list of mappings from name to value, one for each run, not {given!r}")
+    if len(given) != runs:
+        raise ValueError(f"starts must hold a mapping for each of the {runs} seeds, but it holds {len(given)}")
+    starts = []
+    for run, start in enumerate(given):
+        if not isinstance(start, Mapping):
+            raise ValueError(f"starts[{run}] must be a mapping from name to value, not {start!r}")
+        unknown = [str(name) for name in start if name not in space.hypers]
+        if unknown:
+            known = ", ".join(space.hypers)
+            raise ValueError(f"starts[{run}] names {', '.join(unknown)}; the space holds {known}")
+        named = {name: _start(space.hypers[name], value, f"starts[{run}]: {name}") for name, value in start.items()}
+        starts.append(named)
+    return starts
+
+
+def _start(hyper: Hyper, value: Any, what: str) -> Any:
+    if isinstance(hyper.init, Tensor):
+        if not isinstance(value, Tensor) or value.shape != hyper.init.shape or not value.isfinite().all():
+            raise ValueError(f"{what} must be a tensor of finite numbers of shape {list(hyper.init.shape)}")
+        return value
+    try:
+        number = float("nan") if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = float("nan")
+    if not -float("inf") < number < float("inf"):
+        raise ValueError(f"{what} must be a finite number, not {value!r}")
+    try:
+        hyper.starting_at(number)
+    except ValueError as error:
+        raise ValueError(f"{what}={number:g} cannot be where it starts ({error})") from None
+    return number
+
+
+def check_task(task: Task, batch: Batch, seed: int, how: Lift) -> None:
+    """Raise ValueError unless the loss on `batch`, that of a single run, is one real number, also as `how` lifts it."""
+    params, buffers = task.init(seed)
+    if not params:
+        raise ValueError("the task has no parameters: its init returns (params, buffers), with one to train or more")
+    with torch.enable_grad():
+        loss = task.loss(params, buffers, batch)
+        if not isinstance(loss, tuple) or len(loss) != 2:
+            raise ValueError("the task's loss must return (loss, (buffers, metrics))")
+        check_number(loss[0], "the task's loss")
+        if how == "loop":
+            return
+        stacked = trees.stack([(params, buffers, batch)])
+        try:
+            population.lift(lambda *given: task.loss(*given)[0], how)(*stacked)
+        except RuntimeError as error:
+            why = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"the task's loss cannot be computed for several runs at once ({why}): "
+                'train them one by one with Execution(lift="loop")'
+            ) from error
