@@ -94,7 +94,7 @@ def test_reports_have_a_criterion_under_its_name():
         (F.l1_loss, None, "l1_loss"),
         (nn.HuberLoss(), None, "HuberLoss"),
         (partial(F.smooth_l1_loss, beta=0.3), None, "smooth_l1_loss"),
-        (lambda outputs, targets: F.l1_loss(outputs, targets), "mae", "mae"),  # noqa: PLW0108 - a lambda
+        (lambda outputs, targets: F.l1_loss(outputs, targets), "mae", "mae"),
     ):
         found = supervised(data, flat(1), criterion, 4, name=given)
         metrics = found.evaluate(*found.init(0), "test")
