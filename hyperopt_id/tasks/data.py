@@ -2,17 +2,16 @@
 
     standardized = (x - mean) / deviation
 
-with the statistics of the train and validation rows; the deviation of a constant column is taken as 1.
+with the statistics of the train and validation rows; the deviation of a column that is constant there, up to rounding,
+is taken as 1.
 """
 
-import csv
+import logging
 import math
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,11 @@ from torch import Tensor
 
 from hyperopt_id.tasks.digests import digest
 from hyperopt_id.tasks.sampling import split_code
+
+logger = logging.getLogger("hyperopt_id")
+MOST_RANK = 8  # of an idx file; images have 3
+ROUNDING = 1e-13  # of float64: what is left of sums of some hundred terms, relative to the largest
+ROUNDING_FLOAT32 = 4 * 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,17 @@ class Dataset:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
         """The same data on a device; floating-point tensors also change type."""
 
-        def moved(values: Tensor) -> Tensor:
-            return values.to(device, dtype if values.is_floating_point() else None)
+        def moved(values: Tensor, name: str) -> Tensor:
+            result = values.to(device, dtype if values.is_floating_point() else None)
+            if result.element_size() < values.element_size() and result.isinf().sum() > values.isinf().sum():
+                largest = torch.finfo(result.dtype).max
+                raise ValueError(
+                    f"Dataset: {name} hold numbers beyond {largest:.3g}, the largest of {str(result.dtype)[6:]}: "
+                    "standardize or scale them, or take dtype float64"
+                )
+            return result
 
-        return replace(self, inputs=moved(self.inputs), targets=moved(self.targets))
+        return replace(self, inputs=moved(self.inputs, "inputs"), targets=moved(self.targets, "targets"))
 
 
 def check_splits(splits: Mapping[str, tuple[int, int]], rows: int) -> None:
@@ -132,14 +143,49 @@ def split_by_position(
     }
 
 
-def standardize(values: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def standardize(values: np.ndarray, rows: int, names: str = "column") -> tuple[np.ndarray, np.ndarray]:
     """(standardized float64 values, deviation per column); statistics over the first `rows` rows (train and
-    validation), population deviation; columns that are constant there are divided by 1."""
+    validation), population deviation; columns that are `constant` there are divided by 1, which the log says of those
+    whose values differ.
+
+    Powers of two are taken out of a column first, so that no square overflows or underflows and no bit changes.
+    """
     values = values.astype(np.float64)
-    known = values[:rows]
-    constant = known.max(axis=0) == known.min(axis=0)
-    deviation = np.where(constant, 1.0, known.std(axis=0))
-    return (values - known.mean(axis=0)) / deviation, deviation
+    _, exponent = np.frexp(np.abs(values[:rows]).max(axis=0))
+    with np.errstate(over="ignore"):  # of other rows beside which a column is constant
+        scaled = np.ldexp(values, -exponent)
+    known, without = scaled[:rows], constant(values, rows)
+    mean, deviation = known.mean(axis=0), np.where(without, 1.0, known.std(axis=0))
+    for column in np.flatnonzero(without & (known.max(axis=0) != known.min(axis=0))):
+        name = f"{names} {column + 1}" if values.ndim > 1 else names
+        logger.warning("data: %s is constant up to rounding: it is centered, and not divided by its deviation", name)
+    centered = values - np.ldexp(mean, exponent)
+    return np.where(without, centered, (scaled - mean) / deviation), np.where(
+        without, 1.0, np.ldexp(deviation, exponent)
+    )
+
+
+def constant(values: np.ndarray, rows: int) -> np.ndarray:
+    """Whether the first `rows` values of each column differ by no more than rounding.
+
+    That is some hundred units in the last place of float64, relative to the largest value of all rows; or four of
+    float32, where every value is a number of float32 as it is or as it is printed. Whole numbers are exact: those that
+    differ, do. So 1.6e9 seconds and 0.01 more are two values, and 0.99999994 and 1 are one.
+    """
+    known = values[:rows].reshape(rows, -1)
+    low, high = known.min(axis=0), known.max(axis=0)
+    with np.errstate(over="ignore"):
+        span, largest = high - low, np.maximum(-low, high)
+        result = span <= ROUNDING * np.abs(values).reshape(len(values), -1).max(axis=0)
+        for column in np.flatnonzero(~result & (span <= ROUNDING_FLOAT32 * largest)):
+            result[column] = _is_float32(known[:, column])
+        whole = ((known == np.round(known)) & (np.abs(known) < 2.0**53)).all(axis=0)
+    return np.where(whole, low == high, result).reshape(values.shape[1:])
+
+
+def _is_float32(column: np.ndarray) -> bool:
+    single = column.astype(np.float32)
+    return all(one == value or float(str(one)) == value for one, value in zip(single, column, strict=True))
 
 
 def regression(
@@ -152,9 +198,9 @@ def regression(
     known, source = splits["validation"][1], digest(table)
     inputs, targets, scale = table[:, :-1], table[:, -1], 1.0
     if standardize_inputs:
-        inputs, _ = standardize(inputs, known)
+        inputs, _ = standardize(inputs, known, "input column")
     if standardize_targets:
-        targets, deviation = standardize(targets, known)
+        targets, deviation = standardize(targets, known, "the target")
         scale = float(deviation)
     return Dataset(_tensor(inputs), _tensor(targets), splits, scale, source)
 
@@ -163,67 +209,14 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
 
 
-def read_csv(path: Path) -> np.ndarray:
-    """Numbers of a comma-separated file, float64 [rows, columns]. A first row without a single number is a
-    header. Text, missing or non-finite values and ragged rows are a ValueError with file, row and column
-    (counted from 1), and so is text in another encoding than UTF-8."""
-    try:
-        return _read_csv(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8 ({error}): save it as comma-separated UTF-8") from error
-
-
-def _read_csv(path: Path) -> np.ndarray:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        header = not any(_is_number(cell) for cell in next(csv.reader(stream), []))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about a file without rows, an error below
-            table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, comments=None, quotechar='"')
-        if table.shape[1] >= 2 and np.isfinite(table).all():
-            return table
-    except ValueError:
-        pass  # numpy does not say which column; the slow reader below does
-    return _read_csv_slowly(path, header)
-
-
-def _read_csv_slowly(path: Path, header: bool) -> np.ndarray:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        lines = [(number, row) for number, row in enumerate(csv.reader(stream), start=1) if any(map(str.strip, row))]
-    lines = lines[int(header) :]
-    if not lines:
-        raise ValueError(f"{path}: no rows of numbers in this file")
-    width = len(lines[0][1])
-    if width < 2:
-        raise ValueError(f"{path}: needs at least one input column and the target column, found {width} column")
-    return np.array([_numbers(path, number, row, width) for number, row in lines])
-
-
-def _numbers(path: Path, number: int, row: list[str], width: int) -> list[float]:
-    if len(row) != width:
-        raise ValueError(f"{path}: row {number} has {len(row)} columns, the first row has {width}")
-    for column, cell in enumerate(row, start=1):
-        if not _is_number(cell) or not math.isfinite(float(cell)):
-            raise ValueError(
-                f"{path}: row {number}, column {column}: {cell.strip()!r} is not a finite number; "
-                "every cell must be one (remove or encode text, fill in missing values)"
-            )
-    return [float(cell) for cell in row]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def read_idx(content: bytes, name: str) -> np.ndarray:
     """The uint8 array of an idx file (the format of MNIST): two zero bytes, type 8, rank, big-endian sizes,
     values."""
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{name}: not an idx file of bytes (it should begin with 00 00 08)")
     rank = content[3]
+    if not 1 <= rank <= MOST_RANK or len(content) < 4 + 4 * rank:
+        raise ValueError(f"{name}: not an idx file: its header is cut, or of rank {rank}")
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank)
     if values.size != math.prod(shape):

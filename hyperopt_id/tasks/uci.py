@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hyperopt_id.tasks.data import Dataset, read_csv, regression, split_by_position
+from hyperopt_id.tasks.csv_files import read_csv
+from hyperopt_id.tasks.data import Dataset, regression, split_by_position
 
 
 class Source(NamedTuple):

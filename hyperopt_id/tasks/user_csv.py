@@ -1,12 +1,14 @@
 """Any user table: comma-separated numbers, the last column is the target."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hyperopt_id.tasks.data import Dataset, read_csv, regression, split_by_position
+from hyperopt_id.tasks.csv_files import read_csv
+from hyperopt_id.tasks.data import Dataset, regression, split_by_position
 
 
 def csv_table(
@@ -23,7 +25,7 @@ def csv_table(
     if loss not in ("mse", "cross_entropy"):
         raise ValueError(f"task.loss must be mse or cross_entropy, got {loss!r}")
     path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ValueError(f"task.path: there is no file {path}")
     table = read_csv(path)
     bounds = split_by_position(splits, len(table), str(path), validation_fraction)
@@ -38,7 +40,8 @@ def csv_table(
 
 def _classes(path: Path, targets: np.ndarray) -> np.ndarray:
     """Targets as int64 classes 0..C-1, each of which occurs; anything else is a ValueError."""
-    classes = targets.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # beyond int64: not a class, as the next line finds
+        classes = targets.astype(np.int64)
     if not (classes == targets).all() or classes.min() != 0 or len(np.unique(classes)) != classes.max() + 1:
         shown = ", ".join(f"{value:g}" for value in np.unique(targets)[:8])
         raise ValueError(

@@ -1,14 +1,18 @@
 """Reading, checking, splitting and standardizing tables; the loaders that need no network."""
 
 import builtins
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from hyperopt_id.tasks.data import Dataset, read_csv, read_idx, regression, split_by_position, standardize
+from hyperopt_id.tasks.csv_files import read_csv
+from hyperopt_id.tasks.data import Dataset, read_idx, regression, split_by_position, standardize
 from hyperopt_id.tasks.diabetes import diabetes
 from hyperopt_id.tasks.digits import digits
 from hyperopt_id.tasks.task import supervised
@@ -31,8 +35,22 @@ def write(path: Path, text: str) -> Path:
         "1,2,3\n\n4,5,6\n\n",
         '"a","b","c"\n"1","2","3"\n"4","5","6"',
         "\ufeff1, 2 ,3\r\n4,5.0e0,6\r\n",
+        "\n1,2,3\n4,5,6\n,,\n",
+        "\n ,,\n\na,b,c\n1,2,3\n\n4,5,6\n,,\n",
+        '"a\nb",c,"d\n"\n1,2,3\n4,5,6\n',
+        "measured in May\n1,2,3\n4,5,6\n",
     ],
-    ids=["plain", "header", "blank lines", "quoted", "byte order mark"],
+    ids=[
+        "plain",
+        "header",
+        "blank lines",
+        "quoted",
+        "byte order mark",
+        "blank first and last",
+        "header after blank lines",
+        "lines in a header",
+        "title",
+    ],
 )
 def test_numbers_of_a_csv_file(tmp_path: Path, text: str):
     path = tmp_path / "table.csv"
@@ -52,6 +70,16 @@ def test_numbers_of_a_csv_file(tmp_path: Path, text: str):
         ("1\n2\n", "at least one input column and the target column, found 1"),
         ("", "no rows of numbers"),
         ("a,b\n", "no rows of numbers"),
+        ("\n\n", "no rows of numbers"),
+        (",a,b\n0,1,2\n1,3,4\n", "the first column has no name, as the index that pandas and R write: leave it out"),
+        ('"","a","b"\n"7",1,2\n"9",3,4\n', "the first column has no name"),
+        ("Unnamed: 0,a,b\n0,1,2\n1,3,4\n", "the first column has no name"),
+        ("a,b\n0,1,2\n1,3,4\n", "the header names 2 columns, the rows have 3"),
+        ("1,2\n3," + "4" * 200_000 + "x\n", r"row 2: a cell of more than 131072 characters"),
+        ('1,2\n3,"4\n' + "5,6\n" * 90_000, r"row 2: a cell of more than 131072 characters"),
+        ("1,2\n3,\0\n", "row 2, column 2"),
+        ("1,2\n3,1e400\n", "row 2, column 2: '1e400' is not a finite number"),
+        ("1,2\n3," + "x" * 1000 + "\n", r"'xxx.*\.\.\.x+' is not a finite number"),
     ],
 )
 def test_bad_cells_of_a_csv_file_are_named(tmp_path: Path, text: str, message: str):
@@ -68,6 +96,60 @@ def test_a_csv_file_in_another_encoding_is_named(tmp_path: Path, content: bytes)
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"table\.csv: not a text file in UTF-8"):
         read_csv(tmp_path / "table.csv")
+
+
+def test_only_regular_files_are_tables(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "loop", "", "/dev/zero", "missing"):
+        with pytest.raises(ValueError, match=r"no regular file|cannot be read"):
+            read_csv(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("t,x\n0,2\n1,4\n2,3\n", "the first column counts the rows; if that is no input, leave it out"),
+        ("1,2\n2,4\n3,3\n", "the first column counts the rows"),
+        ("0,1,2\n1,5,4\n7,4,3\n", "the first row counts the columns and is taken for data"),
+        ("5,2\n6,4\n7,3\n", None),
+        ("0,1\n1,5\n7,4\n", None),
+    ],
+)
+def test_what_may_be_an_index_or_a_header_is_said(tmp_path: Path, caplog, text: str, said: str | None):
+    read_csv(write(tmp_path / "table.csv", text))
+    assert [said in record.getMessage() for record in caplog.records] == [True] * (said is not None)
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.lists(st.lists(st.integers(-9, 9).map(str), min_size=2, max_size=2), min_size=1, max_size=4),
+    blank=st.lists(st.sampled_from(["", " ", ",", " , "]), min_size=6, max_size=6),
+    header=st.sampled_from(["", "a,b\n", '"a\n",b\n']),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_blank_rows_anywhere_change_nothing(tmp_path_factory, rows, blank, header, end):
+    lines = [",".join(row) for row in rows]
+    text = blank[0] + "\n" + header + "".join(f"{line}\n{gap}\n" for line, gap in zip(lines, blank[1:], strict=False))
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    path.write_bytes(text.replace("\n", end).encode())
+    assert read_csv(path).tolist() == [[float(cell) for cell in row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x00\x00\x08\x03\x00\x00", "not an idx file: its header is cut, or of rank 3"),
+        (b"\x00\x00\x08\xff" + b"\0" * 2000, "not an idx file: its header is cut, or of rank 255"),
+        (b"\x00\x00\x08\x00\x01", "not an idx file: its header is cut, or of rank 0"),
+        (b"\x00\x00\x08\x02" + b"\xff" * 8, "holds 0 values, its header says"),
+        (b"\x00\x00\x0d\x01\x00\x00\x00\x00", "not an idx file"),
+        (b"", "not an idx file"),
+    ],
+)
+def test_cut_idx_files(content: bytes, message: str):
+    with pytest.raises(ValueError, match=f"^file: {message}"):
+        read_idx(content, "file")
 
 
 def test_idx_files():
@@ -125,6 +207,74 @@ def test_standardization_uses_train_and_validation_rows_only():
     np.testing.assert_allclose(result[:40].std(0), [1, 0, 1], atol=1e-12)
     np.testing.assert_allclose(result * deviation + values[:40].mean(0), values)
     assert deviation[1] == 1.0
+
+
+VARIED = np.array([0.0, 1.0, 2.0, 1.0, 5.0])
+COLUMNS = {  # values of train and validation, and whether they are constant up to rounding
+    "the same": (np.full(5, 0.1), True),
+    "one unit in the last place": (0.3 + 5.6e-17 * VARIED, True),
+    "a sum of a hundred terms": (1.0 + 1e-15 * VARIED, True),
+    "of float32": (np.float32(0.1) + 2.0**-27 * VARIED.clip(max=3), True),
+    "of float32, as printed": (np.array([0.99999994, 1.0, 0.9999999, 1.0, 1.0]), True),
+    "seconds of a clock": (1.6e9 + 0.01 * VARIED, False),
+    "seconds of a clock, whole": (1.6e9 + VARIED, False),
+    "numbers of things": (1e15 + VARIED, False),
+    "counts that differ by one in a million": (1e6 + VARIED, False),
+    "tiny": (1e-30 * VARIED, False),
+    "tiny squares": (1e-200 * VARIED, False),
+    "huge squares": (1e200 * VARIED, False),
+    "the largest": (1.7e308 * np.array([1.0, -1.0, 1.0, -1.0, 0.0]), False),
+    "eight digits": (1.0 + 1e-8 * VARIED, False),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_that_are_constant_up_to_rounding_are_not_divided(name: str, caplog):
+    """A row elsewhere that differs stays what it is, instead of becoming 1e16; what varies has deviation 1, however
+    large or small it is beside its mean."""
+    values, flat = COLUMNS[name]
+    column = np.append(values, values[0] + (1.0 if flat else values[1] / 2))[:, None]
+    result, deviation = standardize(column, 5, "input column")
+    assert np.isfinite(result).all()
+    assert (deviation.item() == 1.0) == flat
+    assert bool(caplog.records) == (flat and len(np.unique(values)) > 1)
+    if flat:
+        assert abs(result[:5]).max() < 1e-6
+        assert result[5, 0] == pytest.approx(1.0, abs=1e-6)
+    else:
+        np.testing.assert_allclose(result[:5].mean(), 0.0, atol=0.1)  # of 1e15, the last place is an eighth
+        np.testing.assert_allclose(result[:5].std(), 1.0, rtol=0.01)
+    for record in caplog.records:
+        assert record.getMessage().startswith(
+            "data: input column 1 is constant up to rounding: it is centered, and not"
+        )
+
+
+def test_what_is_left_of_a_difference_is_no_scale_beside_other_rows():
+    """Zeros but for 1e-22 made 1e22 of a 1 in the test rows."""
+    result, deviation = standardize(np.array([[0.0], [1e-22], [0.0], [1.0]]), 3)
+    assert deviation.item() == 1.0
+    assert result[3, 0] == 1.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 3e7])
+def test_powers_of_two_that_are_taken_out_change_no_bit(scale: float):
+    values = scale * np.random.default_rng(0).normal(3, 5, (50, 4))
+    result, deviation = standardize(values, 40)
+    assert np.array_equal(deviation, values[:40].std(0))
+    assert np.array_equal(result, (values - values[:40].mean(0)) / values[:40].std(0))
+
+
+@pytest.mark.parametrize("name", ["inputs", "targets"])
+def test_numbers_beyond_the_precision_asked_for_are_refused(name: str):
+    parts = {"inputs": torch.ones(3, 1).double(), "targets": torch.ones(3).double()}
+    parts[name][1] = 1e300
+    data = Dataset(**parts, splits={"train": (0, 3)})
+    with pytest.raises(
+        ValueError, match=rf"^Dataset: {name} hold numbers beyond 3.4e\+38, the largest of float32: stand"
+    ):
+        data.to("cpu", torch.float32)
+    assert data.to("cpu", torch.float64).inputs.isfinite().all()
 
 
 def test_targets_keep_their_scale():
