@@ -12,6 +12,10 @@ With \(g = \nabla L(w)\) and \(H\) its derivative, \(\Phi\) factorizes, so that 
 where only the first needs the Hessian, by one product. Buffers (BatchNorm statistics, carried hidden states) are
 constants of the derivative.
 
+A model may be of half precision, or of several types. Rules, and all that is linear in cotangents but the Hessian, are
+computed in `trees.precision(w)`, float32 or float64, in which hyperparameters are, too. New parameters and states are
+rounded once, to the types they had; the rounding counts as the identity in derivatives.
+
 Every function here serves one run or R independent runs with a leading axis: the loss, rule and constraint it is
 given are then lifted, losses are [R], and the sum over runs is differentiated. Gradients have to be enabled.
 """
@@ -19,6 +23,7 @@ given are then lifted, losses are [R], and the sum over runs is differentiated. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -98,33 +103,43 @@ def make_dynamics(
 
     def step(z: TrainState, hyper: Hyperparameters, batch: Batch) -> tuple[TrainState, Metrics]:
         here = gradient(loss_on(batch, z.buffers), trees.variables(z.params))
-        params, state = rule.update(z.params, here.value, z.state, hyper)
+        exact, rounded = _precision(z)
+        w, slopes, state = exact((z.params, here.value, z.state))
+        params, state = rounded(rule.update(w, slopes, state, hyper))
         buffers, metrics = here.auxiliary
         return TrainState(params, buffers, state), {**metrics, "loss": here.loss}
 
     def linearize(z: TrainState, raw: Params, batch: Batch, constant_state: bool = False) -> Linearization:
         assert torch.is_grad_enabled()  # else some derivatives would silently be zero
         whole = loss_on(batch, z.buffers)
-        here, product = curvature(whole, whole if thin is None else loss_on(thin(batch), z.buffers), z.params)
+        here, own_product = curvature(whole, whole if thin is None else loss_on(thin(batch), z.buffers), z.params)
+        exact, rounded = _precision(z)
+        w, slopes, state = exact((z.params, here.value, z.state))
         differentiate = _closed_form if constant_state and rule.derivative is not None else _recorded
 
         def natural(learned: Params) -> Hyperparameters:
             return constrain({**raw, **learned}, z.params)
 
-        (params, state), pull_state, pull_raw = differentiate(rule, natural, z, here.value, tuned(raw), product)
+        def product(u: Params) -> Params:
+            return exact(own_product(trees.cast_like(u, z.params)))
+
+        point = TrainState(w, z.buffers, state)
+        after, pull_state, pull_raw = differentiate(rule, natural, point, slopes, tuned(raw), product)
         buffers, metrics = here.auxiliary
 
         def push(dz: Cotangent, draw: Params) -> Cotangent:
             def apply(w: Params, slopes: Params, state: State, learned: Params) -> tuple[Params, State]:
                 return rule.update(w, slopes, state, natural(learned))
 
-            point = trees.detach((z.params, here.value, z.state, tuned(raw)))
-            dstate = trees.zeros(z.state) if dz.state is None else dz.state
-            tangent = (dz.params, product(dz.params), dstate, draw)  # H is symmetric
+            point = trees.detach((w, slopes, state, tuned(raw)))
+            dstate = trees.zeros(state) if dz.state is None else dz.state
+            tangent = (*exact((dz.params, product(dz.params), dstate)), draw)  # H is symmetric
             return Cotangent(*torch.func.jvp(apply, point, tangent)[1])
 
-        z_next = TrainState(params, buffers, state)
-        return Linearization(z_next, {**metrics, "loss": here.loss}, pull_state, pull_raw, push)
+        params, state_next = rounded(after)
+        z_next = TrainState(params, buffers, state_next)
+        metrics = {**metrics, "loss": here.loss}
+        return Linearization(z_next, metrics, lambda v: pull_state(exact(v)), lambda v: pull_raw(exact(v)), push)
 
     def pull(z: TrainState, raw: Params, batch: Batch, v: Cotangent) -> tuple[Cotangent, Params]:
         here = linearize(z, raw, batch)
@@ -134,6 +149,17 @@ def make_dynamics(
         return linearize(z, raw, batch).pull_raw(v)
 
     return Dynamics(constrain, step, linearize, pull, pull_raw, tuned)
+
+
+Convert = Callable[[Any], Any]
+
+
+def _precision(z: TrainState) -> tuple[Convert, Convert]:
+    """`(exact, rounded)`: trees in the precision to compute in, and new (parameters, state) in the types of z."""
+    dtype = trees.precision(z.params)
+    if trees.is_of(z.params, dtype):  # the usual case
+        return lambda tree: tree, lambda after: after
+    return partial(trees.cast, dtype=dtype), partial(trees.cast_like, model=(z.params, z.state))
 
 
 Natural = Callable[[Params], Hyperparameters]  # tuned entries of raw -> natural values
@@ -202,5 +228,6 @@ def objective_cotangent(
     slopes = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
     n = len(params)
     v = dict(zip(params, derivatives.filled(slopes[:n], params.values()), strict=True))
+    v = trees.cast(v, trees.precision(params))
     direct = {k: slope for k, slope in zip(learned, slopes[n:], strict=True) if slope is not None}
     return value.detach(), Cotangent(v, None), direct

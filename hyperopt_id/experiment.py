@@ -230,7 +230,7 @@ def _failed(value: Any, lost_R: Tensor) -> Any:
 def _remember_best(progress: Progress, values: dict[str, Any]) -> None:
     if "loss/validation" not in values:
         return
-    update = torch.full_like(values["loss/validation"], progress.update)
+    update = torch.full_like(trees.wide(values["loss/validation"]), progress.update)
     now = {"update": update, **{n: v for n, v in values.items() if isinstance(v, Tensor) and v.shape == update.shape}}
     if not progress.best:
         progress.best = now

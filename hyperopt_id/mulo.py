@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hyperopt_id import trees
 from hyperopt_id.kernels.layout import factored_axes
 from hyperopt_id.rules import Hyperparameters, State, UpdateRule
 from hyperopt_id.trees import Params
@@ -175,12 +176,12 @@ def mulo(*, step_multiplier: float = 0.01) -> UpdateRule:
     """The rule. `theta` is a hyperparameter, a vector [2409] for every parameter (one shared by all, as a rule).
 
     `step_multiplier` is the constant c: 0.01 for μLO, 0.001 for small_fc_mlp under the standard parametrization. State:
-    the `Accumulators` of every parameter by name, and `step` (0-d, a floating-point count from 0).
+    the `Accumulators` of every parameter by name, and `step` (0-d, a floating-point count from 0), float32 at least.
     """
 
     def init(params: Params) -> State:
-        step = next(iter(params.values())).new_zeros(())
-        return {**_by_name({k: start(param) for k, param in params.items()}), "step": step}
+        step = next(iter(params.values())).new_zeros((), dtype=trees.precision(params))
+        return {**_by_name({k: start(trees.wide(param)) for k, param in params.items()}), "step": step}
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
         times = time_features(state["step"])

@@ -121,7 +121,8 @@ def make_update(
             z, measured = plain.step(z, hyper, batch)
             metrics.append(measured)
         proposal = finish(z, raw, meta_state, meta_hyper, batches[free:], target)
-        return proposal, torch.stack([measured["loss"] for measured in [*metrics, *proposal.metrics]])
+        losses = torch.stack([measured["loss"] for measured in [*metrics, *proposal.metrics]])
+        return proposal, trees.wide(losses)
 
     whole = prepare(propose, "update")
 

@@ -4,12 +4,17 @@ A rule is two functions on flat dicts keyed like `params`, and perhaps their der
 itself such a dict; its entries are 0-d (shared) or full-shape (per element), and broadcasting makes the two the same
 code. Nothing is captured: whatever may be tuned is an argument, so the update can be differentiated in it. The
 meta-optimizer that moves raw hyperparameters is one of these rules, acting on raw values as its `params`.
+
+Φ calls `update` in float32 or float64, whatever the precision of the model, and rounds what comes out once, to the
+types that parameters have, and that `init` gives the state: that of its parameter, as in `torch.optim`, but float32 at
+least for counts of steps, and for squares of float16 gradients, which would be 0 below 2e-4.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hyperopt_id import trees
 from hyperopt_id.trees import Params
@@ -58,7 +63,7 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
     def init(params: Params) -> State:
         state: State = {"momentum": trees.zeros(params)}
         if dampening:
-            state["started"] = next(iter(params.values())).new_zeros(())
+            state["started"] = _zero(params)
         return state
 
     def buffer_and_direction(
@@ -125,10 +130,19 @@ def _sgd_derivative(
     return Derivative(diagonals, hyper_slopes)
 
 
+def _zero(params: Params) -> Tensor:
+    """A 0-d count, for these parameters."""
+    return next(iter(params.values())).new_zeros((), dtype=trees.precision(params))
+
+
+def _of_squares(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _adam(*, decoupled: bool) -> UpdateRule:
     def init(params: Params) -> State:
-        step = next(iter(params.values())).new_zeros(())
-        return {"mean": trees.zeros(params), "square": trees.zeros(params), "step": step}
+        square = {k: torch.zeros_like(p, dtype=_of_squares(p.dtype)) for k, p in params.items()}
+        return {"mean": trees.zeros(params), "square": square, "step": _zero(params)}
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
         step = state["step"] + 1.0

@@ -4,6 +4,9 @@ Raw values are a flat dict: `lr/global` (0-d, always present; it carries the ini
 `lr/tensor/<parameter>` (0-d) and `lr/element/<parameter>` (the parameter's shape), which start at zero. Under
 \(10^r\) the natural values of several granularities therefore multiply. A hyperparameter may be a tensor itself, as the
 weights of a learned optimizer are; its values for all parameters, or for one, have its shape then.
+
+Raw and natural values are float32, or float64 if a parameter is, whatever the precision of the model: in bfloat16 a
+learning rate of 0.001 does not notice a change of its logarithm by 0.005, and Adam's 0.999 is 1.
 """
 
 import hashlib
@@ -114,16 +117,17 @@ class Space:
 
     def init(self, params: Params, natural: Mapping[str, float] | None = None) -> Params:
         """Raw values for a model with these parameters, starting at `natural` (default: each `Hyper.init`)."""
-        like = next(iter(params.values()))
+        device, dtype = next(iter(params.values())).device, trees.precision(params)
         raw = {}
         for name, hyper in self.hypers.items():
             start = hyper.init if natural is None else natural.get(name, hyper.init)
-            common = start.to(like) if isinstance(start, Tensor) else like.new_tensor(hyper.transform.raw(start))
+            value = start if isinstance(start, Tensor) else hyper.transform.raw(start)
+            common = torch.as_tensor(value, dtype=dtype, device=device)
             raw[f"{name}/global"] = common
             if "tensor" in hyper.tune:
                 raw |= {f"{name}/tensor/{k}": torch.zeros_like(common) for k in params}
             if "element" in hyper.tune:
-                raw |= {f"{name}/element/{k}": torch.zeros_like(p) for k, p in params.items()}
+                raw |= {f"{name}/element/{k}": torch.zeros_like(p, dtype=dtype) for k, p in params.items()}
         return raw
 
     def is_tuned(self, key: str) -> bool:

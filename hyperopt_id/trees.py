@@ -2,8 +2,9 @@
 
 Trees of one structure form a vector space; every function here is pure and works leaf by leaf. Leaves may carry a
 leading axis of R independent runs, which `stack`, `unstack`, `take` and `where` act on. What is neither container nor
-tensor (None, a string) is static and travels along. The recursion is written out, for it runs several times in every
-training step, and torch's general pytree module takes as long as the arithmetic of a small model.
+tensor (None, a string) is static and travels along. Sums over leaves of half precision are float32: in float16 they
+overflow at 65,504, in bfloat16 they stop growing at 256 times an addend. The recursion is written out, for it runs
+several times in every training step, and torch's general pytree module takes as long as a small model's arithmetic.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,9 @@ from torch import Tensor
 
 Tree = Any
 Params = dict[str, Tensor]  # a flat tree keyed by the dotted names of `state_dict`
+
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - read as `trees.map`
@@ -71,6 +75,35 @@ def axes(tree: Tree) -> Tree:
         parts = [axes(branch) for branch in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return 0 if isinstance(tree, Tensor) else None
+
+
+def precision(tree: Tree) -> torch.dtype:
+    """The type to compute in with these numbers: float64 if one of them has it, else float32."""
+    return (
+        torch.float64
+        if any(leaf.dtype in (torch.float64, torch.complex128) for leaf in leaves(tree))
+        else torch.float32
+    )
+
+
+def is_of(params: Params, dtype: torch.dtype) -> bool:
+    """Whether all floating-point parameters have this type."""
+    return all(value.dtype is dtype or not value.is_floating_point() for value in params.values())
+
+
+def cast(tree: Tree, dtype: torch.dtype) -> Tree:
+    """Floating-point leaves in this type; others as they are."""
+    return map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+
+
+def cast_like(tree: Tree, model: Tree) -> Tree:
+    """Leaves in the types that those of `model` have."""
+    return map(lambda leaf, other: leaf.to(other.dtype), tree, model)
+
+
+def wide(leaf: Tensor) -> Tensor:
+    """The leaf in float32 where it is of half precision, else itself."""
+    return leaf.float() if leaf.dtype in HALF else leaf
 
 
 def zeros(tree: Tree) -> Tree:
@@ -135,6 +168,7 @@ def inner(left: Tree, right: Tree, run_axes: int = 0) -> Tensor:
 
 def contract(left: Tensor, right: Tensor, axes: int) -> Tensor:
     """The product of two tensors of one shape, summed over all but the first `axes` axes, in the order of BLAS."""
+    left, right = wide(left), wide(right)
     if left.ndim == axes:  # the same, in one pass instead of two
         return left * right
     return torch.linalg.vecdot(_rows(left, axes), _rows(right, axes))
@@ -148,13 +182,15 @@ def _rows(leaf: Tensor, run_axes: int) -> Tensor:
 def norm(tree: Tree, run_axes: int = 0) -> Tensor:
     """The Euclidean norm over all leaves; the first `run_axes` axes are kept."""
     if not run_axes:
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
-    parts = [torch.linalg.vector_norm(_rows(leaf, run_axes), dim=-1) for leaf in leaves(tree)]
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(wide(leaf)) for leaf in leaves(tree)]))
+    parts = [torch.linalg.vector_norm(_rows(wide(leaf), run_axes), dim=-1) for leaf in leaves(tree)]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
 def total(tree: Tree, run_axes: int = 0) -> Tensor:
-    """Sum of all floating-point numbers; the first `run_axes` axes are kept. It is finite iff they are, but for
-    overflow."""
-    numbers = [leaf.detach() for leaf in leaves(tree) if leaf.is_floating_point()]
-    return torch.stack([_rows(leaf, run_axes).sum(-1) for leaf in numbers]).sum(0)
+    """Sum of all real and complex numbers (of these, both parts); the first `run_axes` axes are kept. It is finite iff
+    they are, but for overflow."""
+    detached = [leaf.detach() for leaf in leaves(tree)]
+    numbers = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in detached]
+    sums = [_rows(wide(leaf), run_axes).sum(-1) for leaf in numbers if leaf.is_floating_point()]
+    return torch.stack(sums).sum(0)

@@ -203,14 +203,20 @@ def _member(
     tuned = space.tuned(raw)
     like = next(iter(params.values()))
     own = meta_space.draw(seed)  # a hyperparameter without a range is drawn as its `init`
+    precision = trees.precision(params)
     return Run(
-        TrainState(params, buffers, rule.init(params)),
+        TrainState(params, buffers, trees.map(_count, rule.init(params))),
         raw,
         meta.init(tuned) if tuned else {},
-        {name: like.new_tensor(value) for name, value in own.items()},
+        {name: like.new_tensor(value, dtype=precision) for name, value in own.items()},
         torch.tensor(-1, device=like.device),
         torch.tensor(0, device=like.device),
     )
+
+
+def _count(leaf: Tensor) -> Tensor:
+    """A number of a state that a rule has begun: one that counts would stop at 256 in bfloat16."""
+    return leaf if leaf.ndim else trees.wide(leaf)
 
 
 def _thinner(task: Task, fraction: float, lift: Callable[..., Any]) -> Callable[[Any], Any]:

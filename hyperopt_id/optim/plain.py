@@ -135,7 +135,7 @@ def _update(
         losses.append(loss.detach())
     _switch(optimizer, "eval")
     z = TrainState(trees.detach(params), buffers, _stored(optimizer, params, form, taken + len(batches)))
-    total, measured = trees.total(z.params), torch.stack(losses)
+    total, measured = trees.total(z.params), trees.wide(torch.stack(losses))
     proposal = Proposal(z, {}, {}, [], None, {}, total, torch.zeros_like(total))
     return population.settle(run, proposal, measured, step), Record(measured, None, {})
 

@@ -97,12 +97,12 @@ def _name_of(function: Any) -> str:
 
 def measure(criterion: Criterion, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
     """The loss, and the accuracy where the outputs are scores of classes and the targets are classes."""
-    values = {"loss": criterion.function(outputs, targets).detach()}
+    values = {"loss": trees.wide(criterion.function(outputs, targets).detach())}
     if criterion.name not in (*MEANS, "custom", "loss"):
         values[criterion.name] = values["loss"]
     scores = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point() and outputs.shape[1] > 1
     if scores and targets.ndim == 1 and targets.dtype == torch.int64:
-        values["accuracy"] = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+        values["accuracy"] = (outputs.argmax(-1) == targets).to(trees.wide(outputs).dtype).mean()
     return values
 
 
