@@ -81,8 +81,10 @@ def _ranges(config: Config) -> Iterator[Problem]:
             yield (key,), f"given {value}; allowed: at most {most}"
     for key in ("task.model.sizes", "task.model.channels"):
         value = _get(config, key)
-        if value is not None and (not 1 <= len(value) <= WIDTHS or min(value) < 1):
-            yield (key,), f"given {list(value)}; allowed: one to {WIDTHS} widths, each 1 or more"
+        if value is not None and (not value or min(value) < 1):
+            yield (key,), f"given {list(value)}; allowed: one or more widths, each 1 or more"
+        if value is not None and len(value) > WIDTHS:
+            yield (key,), f"given {len(value)} widths; allowed: at most {WIDTHS}"
     if config.seed + config.population.runs > LARGEST:
         keys = ("seed", "population.runs")
         yield keys, f"given {config.seed} for population.runs = {config.population.runs}; seeds must be below 2^63"

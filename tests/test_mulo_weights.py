@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
@@ -223,6 +224,34 @@ WHOLE = NETWORK | {f"decays.{name}": torch.tensor(offset) for name, offset in OF
         ({"state_dict": NETWORK, "decays": without(OFFSETS, "rms")}, r"the dictionary given has no decays.rms$"),
         (WHOLE | {"network.linear_1.weight": torch.zeros(32, 32)}, "has network.linear_1.weight, too"),
         ({}, "has no network.input.weight, network.input.bias"),
+        (THETA.to(torch.complex64), r"the tensor given is torch.complex64 .*; needed: floating-point numbers"),
+        (torch.zeros(2409, dtype=torch.int64), r"the tensor given is torch.int64 .*; needed: floating-point numbers"),
+        (THETA.to_sparse(), r"the tensor given is torch.float32 \(torch.sparse_coo.*needed: floating-point numbers"),
+        (torch.empty(2409, device="meta"), r"the tensor given is .*meta\); needed: floating-point numbers"),
+        (torch.full((2409,), 1e300, dtype=torch.float64), "the tensor given has numbers beyond 3.4e38"),
+        ([1e300] * 2409, "the tensor given has numbers beyond 3.4e38"),
+        (
+            THETA.numpy().astype(complex),
+            r"the tensor given is no tensor of floating-point numbers \(it holds complex128",
+        ),
+        (["x"] * 2409, r"the tensor given is no tensor of floating-point numbers \(it holds <U1\)"),
+        ([[1.0], [1.0, 2.0]], "the tensor given is no tensor of floating-point numbers"),
+        ([10**400] * 2409, "the tensor given is no tensor of floating-point numbers"),
+        (object(), "the tensor given is no tensor of floating-point numbers"),
+        (b"theta.pt", "the tensor given is no tensor of floating-point numbers"),
+        (3.0, r"the tensor given has shape \[\], needed: \[2409\]"),
+        (WHOLE | {"decays.rms": torch.tensor([1j])}, "decays.rms is torch.complex64"),
+        (WHOLE | {"decays.rms": torch.tensor([1e300]).double() * 1e300}, "decays.rms has numbers that are not finite"),
+        (WHOLE | {"decays.rms": torch.tensor([1e300], dtype=torch.float64)}, "decays.rms has numbers beyond 3.4e38"),
+        (WHOLE | {"decays.rms": None}, "decays.rms is no tensor of floating-point numbers"),
+        (WHOLE | {"decays.rms": "x"}, "decays.rms is no tensor of floating-point numbers"),
+        (WHOLE | {3: torch.zeros(1)}, "the dictionary given is dict; needed: a dictionary from names to tensors"),
+        ({"state_dict": [1]}, "state_dict is list; needed: a dictionary from names to tensors"),
+        ({"state_dict": NETWORK, "decays": [1]}, "decays is list; needed: a dictionary from names to tensors"),
+        ({"state_dict": NETWORK, "decays": {1: [1.0]}}, "decays is dict; needed: a dictionary from names"),
+        (WHOLE | {"x" * 10_000: torch.zeros(1)}, r"has network\.xx.*\.\.\.x+, too, which"),
+        ("x" * 10_000, "there is no such file"),
+        ("a\0b", "there is no such file"),
         ("nowhere.safetensors", "weights='nowhere.safetensors': there is no such file"),
         ("a/b/c", "weights='a/b/c': there is no such file"),
         ("runs/theta.pth", "weights='runs/theta.pth': there is no such file"),
@@ -251,6 +280,58 @@ def test_files_that_are_cut_say_so(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"theta.pt cannot be read \(\w+\); needed, undamaged: a safetensors"):
         load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "tree", [None, 3, {}, {"run": 3}, {"run": {"raw": {"theta/global": [1.0]}}}, {"run": {"raw": {1: 2}}}]
+)
+def test_checkpoints_of_another_form_say_so(tree, tmp_path):
+    torch.save({"tree": tree}, tmp_path / "step.pt")
+    with pytest.raises(ValueError, match=r"step\.pt is (no checkpoint of a run|the checkpoint of a run with 0 θ)"):
+        load_weights(tmp_path / "step.pt")
+
+
+def compressed(path):
+    """A zip bomb: the records of a larger file, packed."""
+    torch.save(torch.zeros(2**22), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
+def flipped(path):
+    """A bit that no longer fits its checksum."""
+    torch.save(THETA, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(THETA.numpy().tobytes()[:64])] ^= 1
+    path.write_bytes(bytes(content))
+
+
+FILES = {
+    "packed": (compressed, "its records are compressed"),
+    "flipped": (flipped, "the checksum of .* is wrong"),
+    "repeated": (
+        lambda path: torch.save(torch.zeros(1).expand(10**12), path),
+        r"a tensor of shape \[1000000000000\] repeats its memory",
+    ),
+    "sparse": (lambda path: torch.save(THETA.to_sparse(), path), "a tensor is torch.sparse_coo on cpu"),
+    "pipe": (os.mkfifo, "is no regular file"),
+    "loop": (lambda path: path.symlink_to(path), "there is no such file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+    "deep": (lambda path: path.write_bytes(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_made_to_harm_are_refused(name, tmp_path):
+    make, message = FILES[name]
+    make(tmp_path / "theta.pt")
+    with pytest.raises(ValueError, match=message) as raised:
+        load_weights(tmp_path / "theta.pt")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 class Harmful:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,11 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_id import checkpoint, mulo
+from hyperopt_id import checkpoint, files, files_tensors, mulo
 from hyperopt_id.mulo import LAYOUT, SIZE, Theta
+from hyperopt_id.optim.real_numbers import real_numbers
 
 logger = logging.getLogger("hyperopt_id")
 SHIPPED = Path(__file__).with_name("mulo.pt")  # meta-trained weights, where the package has them
+NEEDED = "a safetensors file, or one of torch.save with tensors, numbers, lists and dictionaries alone"
+MOST_BYTES = 256 * files.MEBIBYTE  # of a file; checkpoints hold the run that has learned θ, too
 Weights = None | str | Path | Tensor | Mapping[str, Any] | Theta
 
 NAMES = {
@@ -73,16 +76,17 @@ def load_weights(weights: Weights) -> Tensor:
     if isinstance(weights, Mapping):
         return _from_mapping(weights, "the dictionary given")
     if not isinstance(weights, str | Path):
-        return _vector(torch.as_tensor(weights, device="cpu"), "the tensor given")
+        return _vector(weights, "the tensor given")
     path = Path(weights)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path)
-    if path.is_file():
+    if os.path.exists(path):
         return _from_file(path)
     if isinstance(weights, str) and REPOSITORY.fullmatch(weights) and path.suffix not in SUFFIXES:
         return _from_hub(weights)
+    given = files.shorten(str(weights), 200)
     raise ValueError(
-        f"weights={str(weights)!r}: there is no such file; give a safetensors file, a folder with model.safetensors, a "
+        f"weights={given!r}: there is no such file; give a safetensors file, a folder with model.safetensors, a "
         "repository on the Hugging Face hub such as btherien/mulo, or a tensor"
     )
 
@@ -107,9 +111,10 @@ def _from_folder(path: Path) -> Tensor:
 
 def _from_file(path: Path) -> Tensor:
     if path.suffix == ".safetensors":
-        found: Any = _read(_package("safetensors.torch", "safetensors").load_file, path)
+        files.open_regular(path, MOST_BYTES).close()
+        found: Any = _safetensors(path)
     else:
-        found = _read(partial(torch.load, map_location="cpu", weights_only=True), path)
+        found = files_tensors.load(path, MOST_BYTES, NEEDED)
     if isinstance(found, Tensor):
         return _vector(found, str(path))
     if not isinstance(found, Mapping):
@@ -117,12 +122,12 @@ def _from_file(path: Path) -> Tensor:
     return _from_run(found["tree"], str(path)) if "tree" in found else _from_mapping(found, str(path))
 
 
-def _read(load: Callable[[Path], Any], path: Path) -> Any:
+def _safetensors(path: Path) -> dict[str, Any]:
+    load_file = _package("safetensors.torch", "safetensors").load_file
     try:
-        return load(path)
-    except Exception as error:  # of many kinds, some of many lines
-        needed = "a safetensors file, or one of torch.save with tensors, numbers, lists and dictionaries alone"
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}); needed, undamaged: {needed}") from error
+        return load_file(path)
+    except Exception as error:  # of several kinds
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); needed, undamaged: {NEEDED}") from error
 
 
 def _from_hub(repository: str) -> Tensor:
@@ -135,16 +140,21 @@ def _from_hub(repository: str) -> Tensor:
             f"({type(error).__name__}): download model.safetensors from huggingface.co/{repository} elsewhere, and "
             "give its path"
         ) from error
-    found = _read(_package("safetensors.torch", "safetensors").load_file, Path(path))
+    found = _safetensors(Path(path))
     return _from_mapping(PUBLISHED_DECAYS | found if repository == PUBLISHED else found, repository)
 
 
-def _from_run(tree: Mapping[str, Any], where: str) -> Tensor:
-    raw = tree["run"]["raw"]
+def _from_run(tree: Any, where: str) -> Tensor:
+    raw = tree
+    for name in ("run", "raw"):
+        raw = raw.get(name) if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise ValueError(f"{where} is no checkpoint of a run: it holds no raw hyperparameters")
     found = raw.get("theta/global", torch.empty(0, SIZE))
-    if len(found) != 1:
-        raise ValueError(f"{where} is the checkpoint of a run with {len(found)} θ; needed: one run whose rule is mulo")
-    if any(name.startswith("theta/tensor/") for name in raw):
+    if found.ndim != 2 or len(found) != 1:
+        count = len(found) if found.ndim else 1
+        raise ValueError(f"{where} is the checkpoint of a run with {count} θ; needed: one run whose rule is mulo")
+    if any(str(name).startswith("theta/tensor/") for name in raw):
         raise ValueError(f"{where} has learned a θ for every tensor; needed: one for all, space.theta.tune=[global]")
     return _vector(found[0], where)
 
@@ -154,10 +164,19 @@ def _from_mapping(found: Mapping[str, Any], where: str) -> Tensor:
     if set(LAYOUT) <= set(found):
         return _packed(found, {part: part for part in LAYOUT}, where)
     if "state_dict" in found:
-        offsets = {f"decays.{name.removesuffix('_decays')}": value for name, value in found.get("decays", {}).items()}
-        found = offsets | dict(found["state_dict"])
+        network, decays = found["state_dict"], found.get("decays", {})
+        _check_names(network, f"{where}: state_dict")
+        _check_names(decays, f"{where}: decays")
+        offsets = {f"decays.{name.removesuffix('_decays')}": value for name, value in decays.items()}
+        found = offsets | dict(network)
+    _check_names(found, where)
     known = ("network.", "decays.")
     return _packed({n if n.startswith(known) else f"network.{n}": x for n, x in found.items()}, NAMES, where)
+
+
+def _check_names(found: Any, where: str) -> None:
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{where} is {type(found).__name__}; needed: a dictionary from names to tensors")
 
 
 def _packed(found: Mapping[str, Any], names: Mapping[str, str], where: str) -> Tensor:
@@ -174,14 +193,13 @@ def _packed(found: Mapping[str, Any], names: Mapping[str, str], where: str) -> T
     elif missing:
         raise ValueError(f"{where} has no {', '.join(missing)}")
     if more := set(found) - set(names.values()):
-        raise ValueError(f"{where} has {min(more)}, too, which the network 39-32-32-2 does not have: give another")
+        first = files.shorten(min(map(str, more)))
+        raise ValueError(f"{where} has {first}, too, which the network 39-32-32-2 does not have: give another")
     parts = {}
     for part, shape in LAYOUT.items():
         transposed = names is NAMES and _is_matrix(part)
-        value = torch.as_tensor(found[names[part]], device="cpu").detach().float()
         needed = list(shape[::-1] if transposed else shape)
-        if list(value.shape) != needed:
-            raise ValueError(f"{where}: {names[part]} has shape {list(value.shape)}, needed: {needed}")
+        value = real_numbers(found[names[part]], f"{where}: {names[part]}", needed)
         parts[part] = value.mT if transposed else value
     return _vector(mulo.pack(Theta(**parts)), where)
 
@@ -191,12 +209,8 @@ def _is_matrix(part: str) -> bool:
     return len(LAYOUT[part]) == 2
 
 
-def _vector(theta: Tensor, where: str) -> Tensor:
-    if tuple(theta.shape) != (SIZE,):
-        raise ValueError(f"{where} has shape {list(theta.shape)}, needed: [{SIZE}], the whole of θ in one vector")
-    if not theta.isfinite().all():
-        raise ValueError(f"{where} has numbers that are not finite: give another")
-    return theta.detach().float().clone()
+def _vector(theta: Any, where: str) -> Tensor:
+    return real_numbers(theta, where, [SIZE], ", the whole of θ in one vector").clone()
 
 
 def _package(name: str, needed: str) -> ModuleType:

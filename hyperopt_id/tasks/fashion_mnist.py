@@ -5,6 +5,7 @@ The four files are looked for in the data folder; when they are not there they a
 source that answers and kept, so that the next start needs no network.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def fashion_mnist(root: Path, validation_fraction: float | None = None, download
 def locate(root: Path, download: bool = True) -> Path:
     """The folder that holds the four files, fetched when they are not there."""
     for name in FOLDERS:
-        if all((root / name / file).is_file() for file in CHECKSUMS):
+        if all(os.path.isfile(root / name / file) for file in CHECKSUMS):
             return root / name
     folder = root / FOLDERS[0]
     fetch("Fashion-MNIST", folder, CHECKSUMS, sources() if download else (), _cure(folder))

@@ -6,6 +6,8 @@ A file appears under its final name only when it is complete and its checksum is
 import gzip
 import hashlib
 import http.client
+import io
+import logging
 import os
 import sys
 import tempfile
@@ -17,6 +19,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from hyperopt_id import files
+
+logger = logging.getLogger("hyperopt_id")
+MOST_BYTES = 256 * files.MEBIBYTE  # of a file, and of what it holds compressed; the largest has 163
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 18
 
@@ -56,10 +62,10 @@ def fetch(name: str, target: Path, checksums: Mapping[str, str], sources: Sequen
     raise ValueError(f"{name} is not in {target} and {why}{cure}")
 
 
-def _install(folder: Path, target: Path, files: Sequence[str]) -> None:
+def _install(folder: Path, target: Path, names: Sequence[str]) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for file in files:
+        for file in names:
             with open(folder / file, "rb") as stream:
                 write_atomically(target / file, iter(lambda: stream.read(CHUNK_BYTES), b""))
     except OSError as error:
@@ -123,7 +129,8 @@ def say(text: str) -> None:
 
 
 def read_verified(path: Path, checksum: str) -> bytes:
-    """The content of a file whose checksum was found right; a wrong one is a ValueError.
+    """The content of a file whose checksum was found right; a wrong one is a ValueError, and so are more than
+    `MOST_BYTES`, before or after decompression.
 
     "sha256:..." and "md5:..." are checksums of the file's bytes. With "gzip " in front, as in "gzip
     sha256:...", the file is decompressed and the checksum is that of the result: distributors compress the
@@ -131,14 +138,16 @@ def read_verified(path: Path, checksum: str) -> bytes:
     """
     zipped = checksum.startswith("gzip ")
     algorithm, _, expected = checksum.removeprefix("gzip ").partition(":")
-    content = path.read_bytes()
+    content = files.read(path, MOST_BYTES)
     actual = hashlib.new(algorithm, content).hexdigest()
     if zipped:
         try:
-            content = gzip.decompress(content)
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MOST_BYTES + 1)
             actual = hashlib.new(algorithm, content).hexdigest()
         except (OSError, EOFError, zlib.error) as error:
             actual += f" as it is, and it cannot be decompressed ({error})"
+        if len(content) > MOST_BYTES:
+            actual += f" of its first {MOST_BYTES} bytes"
     if actual != expected:
         what = "content" if zipped else "file"
         raise ValueError(
@@ -148,8 +157,25 @@ def read_verified(path: Path, checksum: str) -> bytes:
     return content
 
 
+def read_known(folder: Path, checksums: Mapping[str, str], name: str) -> list[bytes]:
+    """The content of the files of `checksums` in `folder`, in that order. Where some have the right checksum, the
+    others are corrupt, a ValueError; where none has, they are other data of the same form, which the log says."""
+    wrong, contents = [], []
+    for file, checksum in checksums.items():
+        try:
+            contents.append(read_verified(folder / file, checksum))
+        except ValueError as error:
+            wrong.append(error)
+            contents.append(files.read(folder / file, MOST_BYTES))
+    if len(wrong) == len(checksums):
+        logger.warning("%s: no file in %s has the checksum of the published one: these are other data", name, folder)
+    elif wrong:
+        raise wrong[0]
+    return contents
+
+
 def verify(path: Path, checksum: str) -> None:
     """Raise a ValueError unless the file is there and has this checksum (see `read_verified`)."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path} is missing")
     read_verified(path, checksum)

@@ -10,6 +10,7 @@ and leave the carried one alone. The text is read in order, so the run seed does
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperopt_id.tasks.digests import digest
-from hyperopt_id.tasks.fetch import fetch, web
+from hyperopt_id.tasks.fetch import fetch, read_known, web
 from hyperopt_id.tasks.functional import FunctionalModule, Tensors
 from hyperopt_id.tasks.sampling import batch_seeds, sample_size, split_code
 from hyperopt_id.tasks.task import Batch, Metrics, Task
@@ -56,21 +57,29 @@ def penn_treebank(
     Files: <root>/penn_treebank/ptb.{train,valid,test}.txt, downloaded when they are missing.
     """
     folder = locate(Path(root), download)
-    words = [(folder / name).read_text(encoding="utf-8").replace("\n", " <eos> ").split() for name in CHECKSUMS]
+    texts = read_known(folder, CHECKSUMS, "Penn Treebank")
+    words = [_words(text, folder / name) for name, text in zip(CHECKSUMS, texts, strict=True)]
     vocabulary = {word: number for number, word in enumerate(sorted({word for text in words for word in text}))}
     known, test = words[0] + words[1], words[2]
-    texts = [torch.tensor([vocabulary[word] for word in text]) for text in (known, test)]
+    numbers = [torch.tensor([vocabulary[word] for word in text], dtype=torch.int64) for text in (known, test)]
     fraction = VALIDATION_FRACTION if validation_fraction is None else validation_fraction
-    streams = Streams.create(texts[0], texts[1], batch_size, length, fraction, device)
+    streams = Streams.create(numbers[0], numbers[1], batch_size, length, fraction, device)
     built = language_task(streams, lambda: module_factory(len(vocabulary)), dtype)
     source = digest(*(" ".join(text) for text in words))
     return replace(built, digest=lambda: source)
 
 
+def _words(text: bytes, path: Path) -> list[str]:
+    try:
+        return text.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").replace("\n", " <eos> ").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
 def locate(root: Path, download: bool = True) -> Path:
     """The folder that holds the three texts, fetched when they are not there."""
     for place in PLACES:
-        if all((root / place / name).is_file() for name in CHECKSUMS):
+        if all(os.path.isfile(root / place / name) for name in CHECKSUMS):
             return root / place
     folder = root / PLACES[0]
     cure = f"To provide it yourself: put {', '.join(CHECKSUMS)} (Mikolov's simple-examples, data folder) into {folder}."

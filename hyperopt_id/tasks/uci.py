@@ -4,13 +4,16 @@ Source of splits: experiments of Clarke et al. 2022 (arXiv 2110.10461). The rows
 order, so a copy from the repository itself will not do for comparing numbers; it will for training.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from hyperopt_id import files, files_tensors
 from hyperopt_id.tasks.csv_files import read_csv
 from hyperopt_id.tasks.data import Dataset, regression, split_by_position
 
@@ -24,6 +27,7 @@ class Source(NamedTuple):
     home: str
 
 
+MOST_BYTES = 64 * files.MEBIBYTE  # of data.pt; the largest set has 2
 UCI = "https://archive.ics.uci.edu/dataset"
 SOURCES = {
     "energy": Source("UCI_Energy", 8, (614, 78, 76), f"{UCI}/242/energy+efficiency"),
@@ -63,9 +67,9 @@ def uci(root: Path, name: str, validation_fraction: float | None = None, downloa
 def locate(root: Path, source: Source) -> Path:
     """`data.csv` or, beside its `targets.pt`, `data.pt`; a ValueError where neither is there."""
     for folder in _folders(root, source.folder):
-        if (folder / "data.csv").is_file():
+        if os.path.isfile(folder / "data.csv"):
             return folder / "data.csv"
-        if (folder / "data.pt").is_file() and (folder / "targets.pt").is_file():
+        if os.path.isfile(folder / "data.pt") and os.path.isfile(folder / "targets.pt"):
             return folder / "data.pt"
     raise ValueError(
         f"{source.folder} is not there: needs {root / source.folder / 'data.csv'} (no header, "
@@ -78,19 +82,29 @@ def locate(root: Path, source: Source) -> Path:
 def _folders(root: Path, folder: str) -> Iterator[Path]:
     """Folders called UCI_Energy, Energy, uci_energy, ..., in a fixed order."""
     wanted = {folder.lower(), folder.lower().removeprefix("uci_")}
-    if root.is_dir():
-        yield from sorted((path for path in root.iterdir() if path.name.lower() in wanted), key=lambda path: path.name)
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:  # none, or not readable
+        return
+    yield from (root / name for name in names if name.lower() in wanted)
 
 
 def _tensors(path: Path) -> np.ndarray:
     """The published code's pair of tensor files (`path` and targets.pt beside it) as one table."""
-    try:
-        files = (path, path.with_name("targets.pt"))
-        inputs, targets = (torch.load(file, weights_only=True, map_location="cpu") for file in files)
-        table = torch.cat([inputs.double(), targets.double().reshape(len(inputs), -1)], dim=1).numpy()
-    except Exception as error:
-        raise ValueError(f"{path} and targets.pt are not tensors with one row per example ({error})") from error
+    inputs, targets = (_numbers(file) for file in (path, path.with_name("targets.pt")))
+    if inputs.ndim != 2 or targets.ndim not in (1, 2) or targets.numel() != len(inputs):
+        shapes = f"{list(inputs.shape)} and {list(targets.shape)}"
+        raise ValueError(f"{path} and targets.pt are not tensors with one row per example: they have shapes {shapes}")
+    table = torch.cat([inputs.double(), targets.double().reshape(len(inputs), 1)], dim=1).numpy()
     rows, columns = np.nonzero(~np.isfinite(table))
     if len(rows):
         raise ValueError(f"{path}: row {rows[0] + 1}, column {columns[0] + 1} is not a finite number")
     return table
+
+
+def _numbers(path: Path) -> Tensor:
+    value = files_tensors.load(path, MOST_BYTES)
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{path}: not tensors with one row per example: it holds {kind}, real numbers are needed")
+    return value

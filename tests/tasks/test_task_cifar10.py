@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hyperopt_id.tasks import cifar10 as cifar
 from hyperopt_id.tasks.cifar10 import ARCHIVE, BATCHES, FOLDER, cifar10
 
 SPLITS = (8, 2, 2)
@@ -84,6 +85,32 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match=r"data_batch_3 is not a batch .*it asks for posix.mkdir"):
         cifar10(tmp_path, splits=SPLITS, download=False)
     assert not MARK.exists()
+
+
+def nested(depth: int) -> list:
+    """A list that holds itself ten times, at every level: a page of pickle, 10^depth numbers."""
+    value = [1]
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+def test_labels_that_grow_while_they_are_read_are_refused(tmp_path: Path):
+    wrong = pickle.dumps({b"data": np.zeros((2, 3072), dtype=np.uint8), b"labels": nested(30)})
+    save_folder(tmp_path, batches() | {"test_batch": wrong})
+    with pytest.raises(ValueError, match=r"test_batch is not a batch .*its labels no list of integers"):
+        cifar10(tmp_path, splits=SPLITS, download=False)
+
+
+def test_one_batch_that_is_damaged_among_published_ones_is_refused(tmp_path: Path, monkeypatch, caplog):
+    files = batches()
+    sums = {name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in files.items()}
+    save_folder(tmp_path, files | {"data_batch_2": files["data_batch_1"]})
+    cifar10(tmp_path, splits=SPLITS, download=False)
+    assert "these are other data" in caplog.text
+    monkeypatch.setattr(cifar, "BATCHES", sums)
+    with pytest.raises(ValueError, match="data_batch_2 is corrupt: the MD5 checksum"):
+        cifar10(tmp_path, splits=SPLITS, download=False)
 
 
 def test_wrong_files_are_named(tmp_path: Path):

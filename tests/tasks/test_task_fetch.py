@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hyperopt_id.tasks import debian
+from hyperopt_id.tasks import fetch as fetching
 from hyperopt_id.tasks.fetch import Source, Unavailable, fetch, read_verified, web, write_atomically
 
 CONTENT = b"something worth having " * 1000
@@ -118,6 +119,24 @@ def test_checksums_of_files_and_of_their_decompressed_content(tmp_path: Path):
     path.write_bytes(gzip.compress(CONTENT)[:-40])
     with pytest.raises(ValueError, match=f"should be {CHECKSUM[7:]}, but .* it cannot be decompressed"):
         read_verified(path, f"gzip {CHECKSUM}")
+
+
+@pytest.mark.parametrize("checksum", [CHECKSUM, f"gzip {CHECKSUM}"])
+def test_files_are_bounded_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checksum: str):
+    """A compressed file of 1 MB that holds 1 GB is read up to the bound only."""
+    monkeypatch.setattr(fetching, "MOST_BYTES", 2**20)
+    path = tmp_path / "file.gz"
+    path.write_bytes(gzip.compress(bytes(2**26)) if "gzip" in checksum else bytes(2**20 + 1))
+    said = "of its first 1048576 bytes" if "gzip" in checksum else "has 1048577 bytes, where at most 1048576 are"
+    with pytest.raises(ValueError, match=said):
+        read_verified(path, checksum)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make):
+    make(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file: (is no regular file|cannot be read)"):
+        read_verified(tmp_path / "file", CHECKSUM)
 
 
 # Debian packages

@@ -1,6 +1,8 @@
 """Modules as pure functions: dropout without state, tied weights, intact templates, weights from files."""
 
 import contextlib
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,68 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, array: np.
     np.savez(tmp_path / "weights.npz", bias=array)
     with pytest.raises(ValueError, match=r"weights\.npz: bias holds .*, real numbers are needed"):
         load_weights(tmp_path / "weights.npz", {"bias": torch.zeros(2)}, {})
+
+
+def header(shape: str, kind: str = "<f4") -> bytes:
+    """The beginning of an npy file that claims a shape and a type."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header("(1000000000000,)"), r"bias has shape \(1000000000000,\), the model needs \(2,\)"),
+        (header("(-2,)") + bytes(8), r"bias has shape \(-2,\), the model needs"),
+        (header("(2,)") + bytes(2**26), "bias has more bytes than its header says"),
+        (header("(2,)") + bytes(4), "is not a readable npz archive of arrays"),
+        (header("(2,)", "|O") + b"cos\nsystem\n", "bias holds object, real numbers are needed"),
+        (header("(((((((((((((((((((((((((((2,)"), "is not a readable npz archive of arrays"),
+        (header("(2,)")[:20], "is not a readable npz archive of arrays"),
+        (b"\x93NUMPY\x07\x00" + bytes(100), "bias holds something else than numbers"),
+        (header("(2,)", "<f8") + np.array([1e300, 0.0]).tobytes(), "bias has numbers that float32 does not hold"),
+        (header("(2,)", "<f4") + np.array([np.nan, 0.0], "f").tobytes(), "bias has numbers that are not finite"),
+    ],
+)
+def test_archives_take_no_more_memory_than_the_model(tmp_path: Path, content: bytes, message: str):
+    path = archive(tmp_path / "weights.npz", {"bias.npy": content})
+    with pytest.raises(ValueError, match=rf"^init_from: .*weights\.npz.*{message}") as caught:
+        load_weights(path, {"bias": torch.zeros(2, dtype=torch.float32)}, {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", ">i8", "<u2", "|b1"])
+def test_numbers_of_any_real_type_are_weights(tmp_path: Path, kind: str):
+    values = np.array([0, 1]).astype(kind)
+    np.savez_compressed(tmp_path / "weights.npz", bias=values)
+    params, _ = load_weights(tmp_path / "weights.npz", {"bias": torch.full((2,), 7.0)}, {})
+    assert torch.equal(params["bias"], torch.tensor([0.0, 1.0]))
+
+
+def test_a_buffer_of_integers_takes_no_fraction(tmp_path: Path):
+    np.savez(tmp_path / "weights.npz", count=np.array(2.5))
+    with pytest.raises(ValueError, match="count has numbers that int64 does not hold"):
+        load_weights(tmp_path / "weights.npz", {}, {"count": torch.tensor(0)})
+    np.savez(tmp_path / "weights.npz", count=np.array(2.0))
+    assert load_weights(tmp_path / "weights.npz", {}, {"count": torch.tensor(0)})[1]["count"] == 2
+
+
+def test_complex_parameters_take_complex_weights(tmp_path: Path):
+    np.savez(tmp_path / "weights.npz", phase=np.array([1j, 2.0]))
+    params, _ = load_weights(tmp_path / "weights.npz", {"phase": torch.zeros(2, dtype=torch.complex64)}, {})
+    assert params["phase"].tolist() == [1j, 2]
+
+
+def test_only_regular_files_hold_weights(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(bytes(2**21))
+    for name, said in (("pipe", "no regular file"), ("", "no regular file"), ("large", "at most 1052736 are expected")):
+        with pytest.raises(ValueError, match=f"^init_from: .*{said}"):
+            load_weights(tmp_path / name, {"bias": torch.zeros(2)}, {})

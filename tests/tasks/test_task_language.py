@@ -1,5 +1,6 @@
 """Penn Treebank: streams, carried state, perplexity; small texts in the true format."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad
 
+from hyperopt_id.tasks import penn_treebank as ptb
 from hyperopt_id.tasks.models import lstm, transformer
 from hyperopt_id.tasks.penn_treebank import penn_treebank
 from hyperopt_id.tasks.task import Batch, Task
@@ -183,3 +185,27 @@ def test_missing_texts_are_named(tmp_path: Path):
         match=r"Penn Treebank is not in .* switched off.*put ptb.train.txt, ptb.valid.txt, ptb.test.txt",
     ):
         penn_treebank(tmp_path, lambda vocabulary: lstm(vocabulary), download=False)
+
+
+def test_texts_are_verified_at_every_start(root: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    """One damaged text among published ones is refused, another corpus in their place is said."""
+    folder = root / "penn_treebank"
+    published = {
+        f"ptb.{name}.txt": f"md5:{hashlib.md5((folder / f'ptb.{name}.txt').read_bytes()).hexdigest()}" for name in TEXTS
+    }
+    make(root)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"Penn Treebank: no file in {folder} has the checksum of the published one")
+    caplog.clear()
+    monkeypatch.setattr(ptb, "CHECKSUMS", published)
+    make(root)
+    assert not caplog.records
+    (folder / "ptb.valid.txt").write_text(TEXTS["valid"].replace("dog", "cat", 1))
+    with pytest.raises(ValueError, match=r"ptb\.valid\.txt is corrupt: the MD5 checksum of its file should be"):
+        make(root)
+
+
+def test_texts_in_another_encoding_are_named(root: Path):
+    (root / "penn_treebank" / "ptb.test.txt").write_bytes("für\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"ptb\.test\.txt: not a text file in UTF-8"):
+        make(root)
