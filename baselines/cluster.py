@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from baselines.arguments import INSTALL
+from baselines.signals import as_ctrl_c
 
 MEMORY = 128 * 2**20  # bytes of Ray's object store, through which only configs go
 PATIENCE = 5.0  # seconds; Ray itself would try for two minutes
@@ -75,7 +76,7 @@ def cluster(resources: Resources) -> Iterator[None]:
     check_ray()
     import ray
 
-    with environment(QUIET), _running(resources.workers, resources.address):
+    with as_ctrl_c(), environment(QUIET), _running(resources.workers, resources.address):  # Ray has replaced handlers
         gpus, needed = ray.cluster_resources().get("GPU", 0.0), resources.gpus_per_trial or 0.0
         if gpus < needed:
             raise ValueError(f"given {needed:g} GPUs for each trial, but Ray sees {gpus:g} in all")

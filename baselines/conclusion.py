@@ -8,13 +8,13 @@ to replay its trace is to obtain the model.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from baselines import training
 from baselines.ledger import lines, packed
-from baselines.trainable import STATE, member
+from baselines.restoring import newest
+from baselines.trainable import member
 from baselines.training import Tree, Workshop
 from hyperopt_id import checkpoint
 from hyperopt_id.analysis.load import load_reports
@@ -31,7 +31,7 @@ def conclude(directory: Path, method: str, open_workshop: Callable[[], Workshop]
         if not own:  # its first report would have come after the budget was spent
             shutil.rmtree(run, ignore_errors=True)
             continue
-        saved = _newest(directory / "ray" / run.name)
+        saved = newest(directory, run.name)
         if not _is_whole(run, own[-1]):
             workshop = workshop or open_workshop()
             _train_again(workshop, run, saved, own)
@@ -42,14 +42,6 @@ def conclude(directory: Path, method: str, open_workshop: Callable[[], Workshop]
     write_json(directory / "summary.json", found)
     tidy(directory)
     return found
-
-
-def _newest(saved: Path) -> Tree | None:
-    """The checkpoint of a trial that was written last; one that a kill has left half-written is passed over."""
-    for file in sorted(saved.glob(f"checkpoint_*/{STATE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        with suppress(Exception):  # damage can surface as almost any of them
-            return training.load(file)
-    return None
 
 
 def _is_whole(run: Path, line: Mapping[str, Any]) -> bool:
@@ -89,5 +81,5 @@ def _with_run(directory: Path, best: dict[str, Any]) -> dict[str, Any]:
 
 def tidy(directory: Path) -> None:
     """Remove what only a search needs that is going on."""
-    for name in ("ray", "incumbent"):
+    for name in ("ray", "saved", "incumbent"):
         shutil.rmtree(directory / name, ignore_errors=True)

@@ -6,6 +6,7 @@ search.json      the settings of the search
 search.jsonl     the evaluations (see `hyperopt_id.telemetry.search`)
 runs/            run directories
 summary.json     what was found; written last
+identity.json    the digest of the data (see `build.identity`)
 search.lock      held by the process that searches (see `baselines.lock`)
 """
 
@@ -16,8 +17,11 @@ from typing import Any
 
 from baselines.arguments import LOCK, STARTED, check_config
 from baselines.lock import held
+from hyperopt_id.build.identity import FILE as IDENTITY
+from hyperopt_id.build.identity import check_digests, identity, read_identity
 from hyperopt_id.config import dump, to_dict
 from hyperopt_id.config_schema import Config
+from hyperopt_id.experiment_plan import Parts
 from hyperopt_id.files import read_json_file
 from hyperopt_id.telemetry.directory import write_json, write_text
 from hyperopt_id.telemetry.measure import plain
@@ -56,6 +60,15 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
     return True
 
 
+def identify(directory: Path, config: Config, parts: Parts) -> None:
+    """Note whose data the search has, where nobody has yet. Raises ValueError if `parts` were built of other ones."""
+    own, known = identity(config, parts), read_identity(directory)
+    if known is None:
+        write_json(directory / IDENTITY, own)
+    else:
+        check_digests(known["digests"], own["digests"], f"the search in {directory}")
+
+
 def settings_of(directory: Path) -> dict[str, Any]:
     """The settings of a search that has been started. Raises ValueError if its `search.json` does not tell them."""
     try:
@@ -66,7 +79,7 @@ def settings_of(directory: Path) -> dict[str, Any]:
 
 def discard(directory: Path) -> None:
     """Remove what was written before any evaluation, and the folders that are then empty."""
-    for name in ("log.txt", "search.jsonl", *reversed(STARTED)):
+    for name in ("log.txt", "search.jsonl", IDENTITY, *reversed(STARTED)):
         (directory / name).unlink(missing_ok=True)
     for folder in (directory / "runs", directory):
         with suppress(OSError):  # something else is in it

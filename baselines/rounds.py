@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from baselines.directory import claimed, discard
+from baselines.directory import claimed, discard, identify
 from hyperopt_id import compilation, launch
 from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.build.names import SECONDS_WORTH_COMPILING, from_config, pick_device, starting_values
@@ -149,12 +149,23 @@ def _round(search: Search, log: SearchLog, number: int, first: int, size: int, *
     config = _round_config(search, number, first, size, search.choose(before, first, size), alone)
     choosing = time.perf_counter() - began
     run = f"runs/round_{number:03d}"
-    summary = plain(launch.complete(config, search.directory / run, build=search.build))
+    summary = plain(launch.complete(config, search.directory / run, build=_on_the_same_data(search)))
     share = (choosing + summary["seconds"]["total"]) / config.population.runs
     lines = _evaluations(config, summary, run, repetitions, first, _spent(before, first), share)
     for line in search.annotate(before, lines):
         if (line["repetition"], line["evaluation"]) not in there:
             log.append(line)
+
+
+def _on_the_same_data(search: Search) -> launch.Build:
+    """`search.build`, which refuses other data than those of earlier rounds."""
+
+    def build(config: Config, **options: Any) -> Any:
+        parts, plan = search.build(config, **options)
+        identify(search.directory, search.config, parts)
+        return parts, plan
+
+    return build
 
 
 def _round_config(search: Search, number: int, first: int, size: int, starts: Starts, alone: bool) -> Config:

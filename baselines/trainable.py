@@ -22,14 +22,14 @@ import torch
 from ray import tune
 
 from baselines import training
-from baselines.training import Training, Workshop
+from baselines.restoring import STATE, newest
+from baselines.training import Training, Tree, Workshop
 from hyperopt_id import runtime
 from hyperopt_id.build.names import starting_values
 from hyperopt_id.config_schema import Config
 from hyperopt_id.telemetry import synchronize
 
 WORST = 1e30
-STATE = "state.pt"  # the file in a checkpoint
 
 
 class Trial(tune.Trainable):
@@ -52,53 +52,76 @@ class Trial(tune.Trainable):
         torch.set_num_threads(search.threads or 1)
         runtime.keep_freed_memory()
         self.workshop, self.current = training.open_workshop(search, compiled), None
-        self.runs, self.is_over = Path(directory) / "runs", is_over
+        self.directory, self.is_over = Path(directory), is_over
+        self.runs = self.directory / "runs"
         self.cloned: dict[str, Any] | None = None
+        self.explored: str | None = None  # the last changes that were made to the hyperparameters
         self.best = math.inf  # validation loss since it began, or took up a state
 
     def step(self) -> dict[str, Any]:
         if self.current is None:
-            name = str(self.trial_name)
-            self.current = training.begin(self.workshop, self.runs / name, member(name))
+            taken_up = self._begin(str(self.trial_name))
+            if taken_up is not None:
+                return self._result(taken_up, taken_up.progress.update)
+        assert self.current is not None
         before = self.current.progress.update
-        report = training.advance(self.current)
+        training.advance(self.current)
+        return self._result(self.current, before)
+
+    def _begin(self, name: str) -> Training | None:
+        """Begin the trial, at a checkpoint of its own where Ray knows of none; then, the training that goes on there,
+        whose last report Ray has to be given again."""
+        saved = newest(self.directory, name)
+        if saved is None:
+            self.current = training.begin(self.workshop, self.runs / name, member(name))
+            return None
+        self._take_up(saved, None)
+        return self.current
+
+    def _result(self, current: Training, before: int) -> dict[str, Any]:
+        """What Ray is told of a training that was at hyper-update `before` when it was told last."""
+        report = current.reports.last
         cloned, self.cloned = self.cloned, None
         last = report["update"] >= self.workshop.plan.updates
         about = {
             "report": report,
-            "hyper": {name: values[0] for name, values in starting_values(self.current.config).items()},
-            "diverged": training.is_diverged(self.current),
+            "hyper": {name: values[0] for name, values in starting_values(current.config).items()},
+            "diverged": training.is_diverged(current),
             "cloned": cloned,
-            "explored": self._explored(),
-            "summary": training.summary(self.current),
+            "explored": self.explored,
+            "summary": training.summary(current),
         }
         loss = report["loss/validation"]
         if loss is not None and loss < self.best:  # it may be packed, perhaps on another machine, which sees the disk
             self.best = loss
-            synchronize(self.current.reports.directory)
+            synchronize(current.reports.directory)
         return {
             "step": report["step"],
             "score": score(loss),
             "gradients": (report["update"] - before) * self.workshop.gradients,
             "about": json.dumps(about),  # text, which Tune carries along without looking into it
-            "done": last or self.is_over(self.current),
+            "done": last or self.is_over(current),
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         assert self.current is not None, "a trial is saved after it has reported"
         tree = training.to_tree(self.current)
-        tree |= {"trial": self.trial_name, "explored": self._explored()}
-        torch.save(tree, Path(checkpoint_dir) / STATE)
+        tree |= {"trial": self.trial_name, "explored": self.explored}
+        training.save(tree, Path(checkpoint_dir) / STATE)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         tree = training.load(Path(checkpoint) / STATE)
-        explore, changes = self.config.get("explore"), None
-        if explore is not None and explore["id"] != tree["explored"]:
-            changes = explore["changes"]
+        explore = self.config.get("explore")
         self._leave()
+        self._take_up(tree, explore if explore is not None and explore["id"] != tree["explored"] else None)
+
+    def _take_up(self, tree: Tree, explore: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint, this trial's or another one's, after the changes in `explore`."""
+        changes = None if explore is None else explore["changes"]
         if tree["trial"] != self.trial_name:
             step = tree["update"] * self.workshop.plan.steps_per_update
             self.cloned = {"trial": tree["trial"], "step": step, "changes": changes}
+        self.explored = tree["explored"] if explore is None else explore["id"]
         self.current = training.take_up(self.workshop, self.runs / str(self.trial_name), tree, changes)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -108,14 +131,11 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         self._leave()
 
-    def _explored(self) -> str | None:
-        return (self.config.get("explore") or {}).get("id")
-
     def _leave(self) -> None:
         if self.current is not None:
             synchronize(self.current.reports.directory)
             self.current.reports.close()
-        self.current, self.cloned, self.best = None, None, math.inf
+        self.current, self.cloned, self.explored, self.best = None, None, None, math.inf
 
 
 def named(number: int) -> str:

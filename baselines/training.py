@@ -8,6 +8,7 @@ that step, and to replay the trace is to obtain the weights.
 
 import json
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from baselines.perturbation import Change, perturbed
 from hyperopt_id import files, population
 from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.analysis.load import load_reports
+from hyperopt_id.build.identity import FILE as IDENTITY
+from hyperopt_id.build.identity import Identity, identity, read_identity
 from hyperopt_id.build.names import build_space, from_config, pick_device, starting_values
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config import config_hash, dump, from_dict, to_dict
@@ -27,6 +30,7 @@ from hyperopt_id.config import load as load_config
 from hyperopt_id.config_schema import Config, LogConfig
 from hyperopt_id.experiment import Progress, stages
 from hyperopt_id.experiment_plan import Parts, Plan
+from hyperopt_id.files import check_form, open_regular
 from hyperopt_id.space import Space
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.telemetry import as_json, first_device, measure, read_json
@@ -36,6 +40,7 @@ from hyperopt_id.telemetry.measure import plain
 from hyperopt_id.telemetry.trace import read_trace
 
 Tree = dict[str, Any]
+TREE = {"config": dict, "reports": [str], "trace": dict}  # form of what is saved
 
 
 class Workshop(NamedTuple):
@@ -53,7 +58,8 @@ def open_workshop(config: Config, compiled: bool | None = None) -> Workshop:
     """`compiled` repeats the decision of another workshop."""
     task = build_task(config, pick_device(config.device))
     parts, plan = from_config(run_config(config, 0), compiled=compiled, task=task)
-    cost = gradients_per_update(to_dict(config))
+    digests, cost = parts.digests(), gradients_per_update(to_dict(config))
+    parts = replace(parts, digests=lambda: digests)  # once, for all trainings
     return Workshop(config, task, build_space(config), parts, replace(plan, checkpoint_every=0), cost)
 
 
@@ -135,8 +141,7 @@ def _open(
     began = time.perf_counter()
     parts.stopwatch.seconds.update(dict.fromkeys(parts.stopwatch.seconds, 0.0))
     reports = Reports(directory, lines)
-    (directory / "summary.json").unlink(missing_ok=True)  # of what an interrupted search had come to
-    _describe(directory, config)
+    _describe(directory, config, identity(config, parts))
     if not (directory / "environment.json").is_file():
         write_json(directory / "environment.json", describe_environment(directory, str(parts.device)))
     remaining = stages(parts, workshop.plan, reports, resume=tree, remember=None, began=began)
@@ -145,6 +150,7 @@ def _open(
 
 def advance(training: Training) -> dict[str, Any]:
     """Train until the next report, if there is one to come; the last report, as in `metrics.jsonl`."""
+    (training.reports.directory / "summary.json").unlink(missing_ok=True)  # of what an interrupted search had come to
     training.progress = next(training.stages, training.progress)
     return training.reports.last
 
@@ -160,8 +166,8 @@ def never(training: Training) -> bool:
 
 def summary(training: Training) -> dict[str, Any]:
     """As in `summary.json`, of the training so far."""
-    digest = config_hash(replace(training.config, device=training.parts.device.type))
-    return {**plain(training.progress.summary(training.parts, training.began)), "config_hash": digest}
+    own = identity(training.config, training.parts)
+    return {**plain(training.progress.summary(training.parts, training.began)), "config_hash": own["config"]}
 
 
 def to_tree(training: Training) -> Tree:
@@ -196,7 +202,8 @@ def pack(directory: Path, step: int, summary: Mapping[str, Any]) -> Tree:
     config = load_config([directory / "config.yaml"])
     inner = config.inner
     config = replace(config, inner=replace(inner, updates=step // inner.steps_per_update))
-    digest = config_hash(replace(config, device=first_device(directory)))
+    known = read_identity(directory)  # None in a search of an earlier version
+    digest = config_hash(replace(config, device=first_device(directory)), known and known["digests"])
     steps, trace = read_trace(directory) if config.report.trace_every != 0 else (step, {})
     return {
         "config": to_dict(config),
@@ -204,6 +211,7 @@ def pack(directory: Path, step: int, summary: Mapping[str, Any]) -> Tree:
         "steps_per_row": min(steps, step),
         "trace": {name: torch.from_numpy(np.array(rows[: -(-step // steps)])) for name, rows in trace.items()},
         "summary": {**summary, "config_hash": digest},
+        "identity": known and {**known, "config": digest},
     }
 
 
@@ -218,12 +226,14 @@ def unpack(tree: Tree, directory: Path) -> None:
     if tree["trace"]:
         write_json(directory / "trace" / "trace.json", {"steps_per_row": tree["steps_per_row"]})
     write_json(directory / "summary.json", tree["summary"])
-    _describe(directory, from_dict(tree["config"]))
+    _describe(directory, from_dict(tree["config"]), tree.get("identity"))
 
 
-def _describe(directory: Path, config: Config) -> None:
+def _describe(directory: Path, config: Config, own: Identity | None) -> None:
     path, text = directory / "config.yaml", dump(config)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:  # new, or another lineage
+        if own is not None:
+            write_json(directory / IDENTITY, own)
         write_json(directory / "config.json", {**to_dict(config), "start": starting_values(config)})
         write_text(path, text)
 
@@ -234,7 +244,18 @@ def save(tree: Tree, file: Path) -> None:
 
 
 def load(file: Path) -> Tree:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    """The tree that was saved. Raises ValueError if the file is damaged, or holds something else."""
+    try:
+        with open_regular(file) as opened:
+            with zipfile.ZipFile(opened) as archive:  # torch.load itself does not compare checksums
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"checksum of {damaged} is wrong")
+            opened.seek(0)
+            tree = torch.load(opened, map_location="cpu", weights_only=True)
+        check_form(tree, TREE, "")
+    except Exception as error:  # damage can surface as almost any of them
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+    return tree
 
 
 def without_lineage(tree: Tree) -> Tree:

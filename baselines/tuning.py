@@ -2,7 +2,8 @@
 
     DIR/search.jsonl, summary.json, runs/trial_0000, ...    as of every search (see `baselines.directory`)
     DIR/best/                  the run of the best model, where its trial went on after it (see `baselines.conclusion`)
-    DIR/incumbent/, ray/       the best model so far, and what Ray needs to go on; gone when the search is finished
+    DIR/incumbent/             the best model so far
+    DIR/ray/, saved/           what Ray needs to go on (see `baselines.restoring`); all three go when it is finished
 
 Trial m is member m of the config's population: seed and drawn starting values are those that every other method starts
 with. A search that was interrupted goes on by Ray's own restore, from the newest checkpoint of each trial. Where it was
@@ -20,11 +21,11 @@ import torch
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from baselines import training
+from baselines import restoring, training
 from baselines.arguments import ENDS
 from baselines.cluster import Resources, cluster, environment, shared
 from baselines.conclusion import conclude, tidy
-from baselines.directory import claimed, discard, settings_of
+from baselines.directory import claimed, discard, identify, settings_of
 from baselines.ledger import Budget, Ledger, TrialError, lines
 from baselines.rounds import searched
 from baselines.trainable import Trial, named
@@ -118,6 +119,7 @@ def _workshop(search: Search) -> Workshop:
     known = settings_of(search.directory)
     here = search.config if torch.cuda.is_available() else replace(search.config, device="cpu")
     workshop = training.open_workshop(here, known.get("compiled"))
+    identify(search.directory, search.config, workshop.parts)
     write_json(search.directory / "search.json", {**known, "compiled": workshop.parts.compiled})
     return workshop
 
@@ -136,6 +138,7 @@ def _results(search: Search, budget: Budget, resources: Resources, compiled: boo
 def _check_over(search: Search, budget: Budget, results: tune.ResultGrid) -> None:
     """Raise a ValueError for trials that failed, and a KeyboardInterrupt where Ray was stopped before the end."""
     if results.errors:
+        restoring.set_aside(search.directory)  # what they failed of may be what Ray would restore
         first = str(results.errors[0]).strip().splitlines()[-1]
         raise ValueError(f"{len(results.errors)} of {len(results)} trials failed ({first}); --resume tries them again")
     finished, trials = sum(map(is_finished, (search.directory / "runs").glob("trial_*"))), search.trials
@@ -150,10 +153,8 @@ def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool)
     given = {"search": config, "directory": str(directory), "compiled": compiled, "folder": str(Path.cwd())}
     needed = {"cpu": 1, "gpu": resources.gpus_per_trial or 0.0}
     trainable = tune.with_resources(tune.with_parameters(Trial, **given, is_over=search.is_over), needed)
-    _check_place(directory / "ray")
-    there = str(directory / "ray")
-    if tune.Tuner.can_restore(there):
-        return tune.Tuner.restore(there, trainable, resume_unfinished=True, resume_errored=True)
+    if restoring.prepare(directory):
+        return tune.Tuner.restore(str(directory / "ray"), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -177,20 +178,6 @@ def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool)
             verbose=0,
         ),
     )
-
-
-def _check_place(folder: Path) -> None:
-    """Note where Ray's folder is; a ValueError where it was elsewhere before, for there Ray would write to."""
-    note = folder / "place.json"
-    before = read_json(note)
-    if before is None:
-        folder.mkdir(exist_ok=True)
-        write_json(note, str(folder))
-    elif before != str(folder):
-        raise ValueError(
-            f"the search in {folder.parent} was begun in {Path(before).parent} and is not finished; "
-            "move it back to go on with it"
-        )
 
 
 def _name(trial: Any) -> str:

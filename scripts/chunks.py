@@ -20,6 +20,7 @@ import torch
 from override_generators import Job
 
 from hyperopt_id import launch
+from hyperopt_id.build.identity import check_digests, read_identity
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config, LogConfig
@@ -121,12 +122,21 @@ def _parsed(directory: Path) -> tuple[str, int, int]:
 
 
 def check_data(chunks: Sequence[Chunk]) -> None:
-    """Build every task once, so that missing data are fetched, or said to be missing, before many workers ask."""
+    """Build every task once, so that missing data are fetched, or said to be missing, before many workers ask.
+
+    Raises ValueError where chunks of the same starts were trained on other data.
+    """
     seen = []
     for chunk in chunks:
-        if chunk.config.task not in seen:
-            seen.append(chunk.config.task)
-            build_task(chunk.config, torch.device("cpu"))
+        if chunk.config.task in seen:
+            continue
+        seen.append(chunk.config.task)
+        digest = build_task(chunk.config, torch.device("cpu")).digest()
+        label, _, _ = _parsed(chunk.directory)
+        for name, first, last in ((label, *cut) for cut in _there(chunk.directory.parent, label)):
+            run = chunk.directory.parent / f"{name}_{first:03d}-{last:03d}"
+            if digest is not None and (known := read_identity(run)) is not None:
+                check_digests(known["digests"], {"data": digest}, f"the run in {run}")
 
 
 # The config that the compiled programs of this process are of: torch keeps them for the process, not for a caller, and

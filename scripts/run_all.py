@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +26,7 @@ from experiments import EXPERIMENTS, STUDY, Experiment, Method, Part
 from override_generators import known
 
 from baselines.lock import held
+from baselines.signals import as_ctrl_c
 from hyperopt_id.config import load
 from hyperopt_id.options import ended
 from hyperopt_id.telemetry.directory import read_json, write_json
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when everything is finished, 1 when something failed, 2 for a mistake, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     failed: list[str] = []
-    status = ended(lambda: run(options, failed), "interrupted; the same command continues")
+    with as_ctrl_c():  # also between two commands
+        status = ended(lambda: run(options, failed), "interrupted; the same command continues")
     return status or int(bool(failed))
 
 
@@ -210,7 +211,7 @@ def _complete(name: str, todo: Sequence[Command], directory: Path) -> bool:
 def execute(command: Sequence[str]) -> int:
     """Exit status of a command, run in the root of the repository. What ends this process ends the command as well: the
     first Ctrl-C is passed on and waited for, the second one does not wait."""
-    with _as_ctrl_c(signal.SIGTERM, signal.SIGHUP):
+    with as_ctrl_c():
         child = subprocess.Popen(command, cwd=ROOT, process_group=0)  # else the terminal would send it Ctrl-C as well
         try:
             return child.wait()
@@ -222,19 +223,6 @@ def execute(command: Sequence[str]) -> int:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-
-
-@contextmanager
-def _as_ctrl_c(*signals: signal.Signals) -> Iterator[None]:
-    """Have these signals do what Ctrl-C does, but for those that are ignored (nohup)."""
-    before = {number: signal.getsignal(number) for number in signals}
-    for number in [number for number in signals if before[number] == signal.SIG_DFL]:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

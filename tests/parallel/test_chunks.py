@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from chunks import MOST_MEMBERS, SECONDS_OF_A_LOCK, Chunk, default_size, pack, train, unfinished
+from chunks import MOST_MEMBERS, SECONDS_OF_A_LOCK, Chunk, check_data, default_size, pack, train, unfinished
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from override_generators import Job
@@ -147,3 +148,21 @@ def test_a_lock_that_stays_is_that_of_another_run(tmp_path: Path, monkeypatch: p
     with claim(directory, resuming=False), pytest.raises(ValueError, match="two runs into the same directory"):
         train(to_dict(config), directory)
     assert len(waits) == 2
+
+
+def test_starts_are_trained_on_the_data_of_those_that_are_there(tmp_path: Path):
+    data = tmp_path / "table.csv"
+    short = ["task.splits=[20,10,10]", "task.batch_size=5", "task.model.sizes=[2,3,1]", "inner.updates=1"]
+    config = load([CONFIGS / "csv.yaml", CONFIGS / "Random.yaml"], [f"task.path={data}", *short])
+
+    def chunks(first: int) -> list[Chunk]:
+        return pack(config, "Random", Job("", (), (first,)), tmp_path / "group", 1)
+
+    for seed, cut in ((0, 0), (0, 1), (1, 2)):
+        np.savetxt(data, np.random.default_rng(seed).normal(size=(40, 3)), delimiter=",")
+        if seed == 1:
+            with pytest.raises(ValueError, match=r"the run in .*Random_000-000 was made with other data"):
+                check_data(chunks(cut))
+            continue
+        check_data(chunks(cut))
+        train(to_dict(chunks(cut)[0].config), chunks(cut)[0].directory)
