@@ -13,17 +13,20 @@ in the middle of ``save``:
 * once ``save`` has returned, its checkpoint survives: the folder is synchronized before older files are
   removed.
 
-``load`` trusts nothing: a file counts only when the CRC-32 of each of its records is right, and
-``torch.load`` reads it.
+``load`` trusts nothing: a file counts only when it is a regular file, not larger than what is expected, holds what it
+declares, uncompressed, the CRC-32 of each of its records is right, ``torch.load`` reads it, and it is of the step that
+its name says.
 """
 
+import os
+import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -52,20 +55,45 @@ def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any =
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
     path = directory / f"step_{step:09d}.pt"
     files.replace(path, lambda file: torch.save(record, file))
-    files.replace(directory / "latest", lambda file: file.write(path.name.encode() + b"\n"))
+    _name_latest(directory, path.name)
     up_to_now = [known for known in _newest_first(directory) if _step(known) <= step]
     for stale in set(_newest_first(directory)) - set(up_to_now[:keep]):
         stale.unlink()
     return path
 
 
+def tidy(directory: str | Path, step: int, keep: int) -> None:
+    """Finish what a killed ``save`` left, before continuing from the checkpoint of ``step``: no temporary files,
+    ``latest`` names that checkpoint, and the ``keep`` newest up to it remain. Later ones stay until the next ``save``,
+    for they may be wanted."""
+    directory = Path(directory)
+    _remove_temporary(directory)
+    for stale in [known for known in _newest_first(directory) if _step(known) <= step][keep:]:
+        stale.unlink()
+    name, latest = f"step_{step:09d}.pt", directory / "latest"
+    try:
+        named = files.read(latest, len(name) + 1).decode("ascii", "replace").strip()
+    except ValueError:
+        named = None
+    if named != name and (directory / name).exists():
+        _name_latest(directory, name)
+
+
+def _name_latest(directory: Path, name: str) -> None:
+    files.replace(directory / "latest", lambda file: file.write(name.encode() + b"\n"))
+
+
 def load(
-    directory: str | Path, warn: Callable[[str], object] = _warn, check: Check = lambda record: None
+    directory: str | Path,
+    warn: Callable[[str], object] = _warn,
+    check: Check = lambda record: None,
+    limit: int | None = None,
 ) -> tuple[Any, int]:
     """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
 
     ``warn`` (default: a ``UserWarning``) is told of each newer one that cannot, with the reason; ``ValueError``,
-    with all reasons, when none is left. One that ``check`` refuses is passed over as a damaged one is.
+    with all reasons, when none is left. One that ``check`` refuses, or
+    that has more than ``limit`` bytes, is passed over as a damaged one is.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -73,25 +101,48 @@ def load(
     reasons = []
     for path in _newest_first(directory):
         try:
-            return _read(path, check)
+            return _read(path, check, limit)
         except Exception as error:  # damage can surface as almost any exception, and all of them mean the same
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {_said(error, path)}"
             warn(f"checkpoint {path} is unusable and is passed over ({reason})")
             reasons.append(f"{path.name}: {reason}")
     none = f"no checkpoint to load: {directory} holds no usable step_*.pt"
     raise ValueError("; ".join([none, *reasons, "start the run anew"]))
 
 
-def _read(path: Path, check: Check) -> tuple[Any, int]:
-    with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare checksums
+def _read(path: Path, check: Check, limit: int | None) -> tuple[Any, int]:
+    with files.open_regular(path, limit) as file, warnings.catch_warnings(action="ignore"):
+        _verify(file)
+        record = torch.load(file, map_location="cpu", weights_only=True)
+    files.check_form(record, {"format": int, "step": int, "tree": object}, "it")
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    if record["step"] != _step(path):
+        raise ValueError(f"it is of step {record['step']}, and its name says {_step(path)}")
+    check(record)
+    return record["tree"], record["step"]
+
+
+def _verify(file: IO[bytes]) -> None:
+    """Raise ValueError if an archive is damaged, or would take more memory than it has bytes."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:  # torch.load itself does not compare checksums
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which a checkpoint never is")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("it declares more bytes than it has")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"checksum of {damaged} is wrong")
-    record = torch.load(path, map_location="cpu", weights_only=True)
-    if record["format"] != FORMAT:
-        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
-    check(record)
-    return record["tree"], record["step"]
+    file.seek(0)
+
+
+def _said(error: Exception, path: Path) -> str:
+    """What an error says, on one line; torch advises to run code from the file."""
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it holds something else than what a checkpoint may; {_ALLOWED}"
+    return files.shorten(str(error).removeprefix(f"{path}: "), 300)
 
 
 def _portable(tree: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.experiment_plan import Parts, Plan
+from hyperopt_id.experiment_state import state_check
 from hyperopt_id.population import Record, Run
 from hyperopt_id.telemetry import as_json, measure, synchronize
 from hyperopt_id.telemetry.trace import open_trace
@@ -65,7 +66,7 @@ def stages(
 ) -> Iterator["Progress"]:
     """The work of `run` in pieces: its progress at the start, and again after every report."""
     _check_splits(parts, plan)
-    progress = Progress.load(parts, resume) if resume is not None else Progress.begin(parts)
+    progress = Progress.load(parts, plan, resume) if resume is not None else Progress.begin(parts)
     starting = Progress.begin(parts).chunks if plan.reset else None
     trace = _tracer(parts, plan, progress, telemetry)
     on_threads = parts.compiled and parts.device.type == "cpu"
@@ -136,7 +137,10 @@ class Progress:
         return Progress(chunks, 0, {}, {}, {})
 
     @staticmethod
-    def load(parts: Parts, tree: Mapping[str, Any]) -> "Progress":
+    def load(parts: Parts, plan: Plan, tree: Mapping[str, Any]) -> "Progress":
+        """The progress that a checkpoint's tree holds. Raises ValueError if it is not of this run."""
+        check, _ = state_check(parts, plan)
+        tree = check(tree)
         whole, best, final = (
             trees.map(lambda leaf: leaf.to(parts.device), part)
             for part in (population.from_plain(tree["run"]), tree["best"], tree["final"])

@@ -1,6 +1,6 @@
 """What the loop is given: the parts of a run, as functions, and how long and on what they work."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,12 @@ class Plan:
     checkpoint_every: int = 0  # 0: never
     keep: int = 10
     trace_every: int | None = None  # 0: no trace; None: as often as fits (see `telemetry.trace`)
+
+    def reports(self, until: int) -> Iterator[int]:
+        """The hyper-updates up to number `until` after which there is a report."""
+        yield from range(self.report_every, until + 1, self.report_every)
+        if until == self.updates and until % self.report_every:
+            yield until
 
     def __post_init__(self) -> None:
         if min(self.updates, self.steps_per_update, self.report_every) < 1:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import torch
 
 from hyperopt_id import checkpoint, experiment, runtime
 from hyperopt_id.build.identity import FILE as IDENTITY
-from hyperopt_id.build.identity import check_identity, identity, read_identity
+from hyperopt_id.build.identity import Identity, check_identity, identity, read_identity
 from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
+from hyperopt_id.experiment_state import state_check
 from hyperopt_id.telemetry import Telemetry, first_device, is_finished, read_json
 from hyperopt_id.telemetry.directory import write_json
 
@@ -60,7 +62,7 @@ def changes(directory: Path, config: Config) -> list[str]:
         return [f"its config.yaml cannot be used ({error})"]
     if config.device != "auto":
         before = replace(before, device=first_device(directory) or before.device)
-    known = read_identity(directory)
+    known = _known_identity(directory)
     return differences(before, config, () if known is None else known["digests"])
 
 
@@ -91,41 +93,75 @@ def complete(config: Config, directory: Path, *, build: Build = from_config) -> 
 def run(config: Config, directory: Path, *, continued: bool = False, build: Build = from_config) -> dict[str, Any]:
     """Train as `config` says, with logs and checkpoints in `directory`; returns the summary. `build` turns the config,
     and whether an earlier start compiled, into the parts of the run."""
-    saved, began = None, time.perf_counter()
-    unusable: list[str] = []  # said when there is a log
+    began = time.perf_counter()
     runtime.keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
-    if continued and any((directory / "checkpoints").glob("step_*.pt")):
-        saved, _ = checkpoint.load(directory / "checkpoints", unusable.append)
-    device = pick_device(config.device)
     telemetry = Telemetry(
         directory,
         to_dict(config),
         config_text=dump(config),
-        device=str(device),
+        device=str(pick_device(config.device)),
         runs=config.population.runs,
         total=config.inner.total_updates,
         progress=config.log.progress,
-        resume_at=saved["update"] if saved is not None else (0 if continued else None),
+        continued=continued,
         initial=starting_values(config),
     )
     with telemetry:
-        for message in unusable:
-            logger.warning(message)
         try:
-            parts, plan = build(config, compiled=None if saved is None else saved["compile"])
-            own = identity(config, parts)
+            parts, plan = build(config, compiled=_compiled(directory) if continued else None)
+            own, saved = identity(config, parts), None
             if continued:
-                check_identity(read_identity(directory), own, f"the run in {directory}")
+                check_identity(_known_identity(directory), own, f"the run in {directory}")
+                saved = _newest_checkpoint(directory, parts, plan, own)
+                telemetry.begin(saved["update"] if saved else 0, plan.reports(saved["update"]) if saved else ())
+                if saved:
+                    checkpoint.tidy(directory / "checkpoints", saved["update"], plan.keep)
         except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
             if not continued:
                 telemetry.discard()
             telemetry.close()
             raise
-        write_json(directory / IDENTITY, own)
         remember = {"compile": parts.compiled}
+        write_json(directory / IDENTITY, {**own, **remember})
         summary = experiment.run(parts, plan, telemetry, resume=saved, remember=remember, identity=own, began=began)
         summary["config_hash"] = own["config"]
         telemetry.close(summary)
     return summary
+
+
+def _known_identity(directory: Path) -> Identity | None:
+    """What identity.json of a run says; None where it cannot be read, since checkpoints say it, too."""
+    try:
+        return read_identity(directory)
+    except ValueError as error:
+        logger.warning("%s; it is written anew", error)
+        return None
+
+
+def _compiled(directory: Path) -> bool | None:
+    """Whether the start of the run in `directory` compiled; None where nothing says so."""
+    with suppress(ValueError):
+        if "compile" in (known := read_identity(directory) or {}):
+            return bool(known["compile"])
+    with suppress(ValueError):  # a run of an earlier version
+        saved, _ = checkpoint.load(directory / "checkpoints", lambda message: None)
+        return bool(saved["compile"]) if isinstance(saved, dict) and "compile" in saved else None
+    return None
+
+
+def _newest_checkpoint(directory: Path, parts: Parts, plan: Plan, own: Identity) -> dict[str, Any] | None:
+    """The tree of the newest checkpoint of this run, None if it has none yet; those passed over are said."""
+    folder = directory / "checkpoints"
+    if not any(folder.glob("step_*.pt")):
+        return None
+    check_state, limit = state_check(parts, plan)
+
+    def check(record: dict[str, Any]) -> None:
+        check_identity(record.get("identity"), own, "it")
+        check_state(record["tree"])
+        if record["tree"]["update"] != record["step"]:
+            raise ValueError(f"it is of hyper-update {record['tree']['update']}, and its name says {record['step']}")
+
+    return checkpoint.load(folder, logger.warning, check, limit)[0]

@@ -44,10 +44,12 @@ def identity(directory: Path) -> dict:
 def test_another_table_under_the_same_path_is_refused_and_nothing_is_lost(whole, tmp_path, monkeypatch, capsys):
     cut = interrupted(whole, tmp_path / "cut", update=2)
     monkeypatch.chdir(table(tmp_path / "elsewhere", seed=1))
+    before = (cut / "metrics.jsonl").read_text()
     assert cli.train(["--resume", str(cut)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"had SHA-256 {identity(whole)['digests']['data'][:12]}" in error
+    assert (cut / "metrics.jsonl").read_text() == before
 
 
 def test_the_same_bytes_under_another_path_go_on(whole, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ run in everything but ``time``.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from hyperopt_id.telemetry.directory import (
     keep_until,
     read_json,
     records,
+    remove_temporary,
     remove_traces,
     synchronize,
     write_json,
@@ -59,9 +60,10 @@ class Telemetry:
     {name: R numbers} beside it to tell members apart; both go to ``config.json``, ``config_text`` to
     ``config.yaml``, when the run is new; without it, the command line cannot resume the run. ``total`` counts
     hyper-updates.
-    ``resume_at`` is the hyper-update of the loaded checkpoint, None for a new run.
+    ``resume_at`` is the hyper-update of the loaded checkpoint, None for a new run. Where it is not known yet
+    (``continued``), the directory is locked and messages are logged, and the rest is for ``begin``.
 
-    ``seconds`` is the time spent in here so far. ``ValueError``: see ``directory.claim``.
+    ``seconds`` is the time spent in here so far. ``ValueError``: see ``directory.claim`` and ``keep_until``.
     """
 
     def __init__(
@@ -75,28 +77,37 @@ class Telemetry:
         total: int | None = None,
         progress: str = "auto",
         resume_at: int | None = None,
+        continued: bool = False,
         initial: Mapping[str, Any] | None = None,
     ) -> None:
         began = time.perf_counter()
         self.directory, self._runs, self._closed = Path(directory), runs, False
-        self._resumable = bool(config_text)
-        self._metrics = claim(self.directory, resume_at is not None)
+        self._config, self._initial, self._device = config, initial or {}, device
+        self._resumable, self._board = bool(config_text), None
+        self._metrics = claim(self.directory, continued or resume_at is not None)
         with ExitStack() as opened:
             opened.enter_context(self._metrics)
-            last = keep_until(self._metrics, -1 if resume_at is None else resume_at)
-            if resume_at is None:
-                write_json(self.directory / "config.json", {**config, "start": initial or {}})
+            if not continued and resume_at is None:
+                write_json(self.directory / "config.json", {**config, "start": self._initial})
                 write_text(self.directory / "config.yaml", config_text)
-            environment = describe_environment(self.directory, device)
-            write_json(self.directory / "environment.json", environment)
             self._progress = Progress(progress, total, resume_at or 0, self.directory / "log.txt")
             opened.callback(self._progress.close)
-            purge_step = None if resume_at is None else (0 if last is None else last["step"] + 1)
-            self._board = Board(self.directory, config, runs, purge_step, initial or {})
+            if not continued:
+                self.begin(resume_at)
             self._opened = opened.pop_all()
+        self.seconds = time.perf_counter() - began
+
+    def begin(self, resume_at: int | None, reports: Iterable[int] | None = None) -> None:
+        """Go on after hyper-update ``resume_at``: later reports are dropped. ``reports`` are the hyper-updates up to it
+        that must have one (None: not known). Raises ValueError, and has changed nothing, if one of them has not."""
+        last = keep_until(self._metrics, -1 if resume_at is None else resume_at, reports)
+        remove_temporary(self.directory)
+        write_json(self.directory / "environment.json", describe_environment(self.directory, self._device))
+        self._progress.begin(resume_at or 0)
+        purge_step = None if resume_at is None else (0 if last is None else last["step"] + 1)
+        self._board = Board(self.directory, self._config, self._runs, purge_step, self._initial)
         # a resumed run goes on counting where the kept reports end
         self._origin = time.monotonic() - (0.0 if last is None else last["time"])
-        self.seconds = time.perf_counter() - began
 
     def report(self, update: int, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the report after hyper-update ``update`` and training step ``step``; return its line.
@@ -111,6 +122,7 @@ class Telemetry:
         record |= {name: as_json(value, self._runs == 1) for name, value in measured.items()}
         self._metrics.write(dump(record).encode() + b"\n")
         self._metrics.flush()
+        assert self._board is not None
         self._board.write(step, measured)
         self._progress.show(update, record)
         self.seconds += time.perf_counter() - began
@@ -122,7 +134,8 @@ class Telemetry:
             return
         self._closed = True
         with self._opened:
-            self._board.close(finished=summary is not None)
+            if self._board is not None:
+                self._board.close(finished=summary is not None)
             if summary is not None:
                 write_json(self.directory / "summary.json", summary)
                 logger.info("finished; results are in %s", self.directory)

@@ -7,15 +7,18 @@ one ``ftruncate``.
 
 import fcntl
 import importlib.metadata
+import itertools
 import json
+import logging
 import os
 import platform
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +28,7 @@ import torch
 from hyperopt_id import files
 from hyperopt_id.telemetry.measure import dump
 
+logger = logging.getLogger("hyperopt_id")
 _PACKAGES = ("hyperopt-id", "torch", "numpy", "pyyaml", "tensorboard", "tqdm")
 
 
@@ -45,12 +49,14 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        metrics = open(directory / "metrics.jsonl", "a+b")  # noqa: SIM115 - lives as long as the run
+        metrics = open(directory / "metrics.jsonl", "a+b", opener=_open_at_once)  # noqa: SIM115 - lives as long as the run
     except OSError as error:
         raise ValueError(
             f"the log directory {directory} cannot be written ({error.strerror}); choose another with -l DIR"
         ) from error
     try:
+        if not stat.S_ISREG(os.fstat(metrics.fileno()).st_mode):
+            raise ValueError(f"{metrics.name} is no regular file; remove it, or choose another directory with -l DIR")
         _lock(metrics, directory)
         occupied = is_finished(directory) or metrics.tell() > 0 or any(directory.glob("checkpoints/*.pt"))
         if occupied and not resuming:
@@ -64,6 +70,11 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
     return metrics
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe does not keep us waiting for a reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 def _lock(metrics: IO[bytes], directory: Path) -> None:
     try:
         fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,31 +85,71 @@ def _lock(metrics: IO[bytes], directory: Path) -> None:
             f"two runs into the same directory: {who} is writing into {directory}; wait for it, "
             "or choose another name with -n NAME"
         ) from None
+    except OSError as error:  # some network file systems have no locks
+        why = error.strerror
+        logger.warning("%s cannot be locked (%s): make sure that no other process writes into it", directory, why)
 
 
 def records(metrics: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every report of ``metrics.jsonl`` and the length of its line. A last line without an end is a report that was not
-    written to its end, and left out; a ``ValueError`` says which line before it is damaged."""
+    """Every report of ``metrics.jsonl`` (or another file of such lines) and the length of its line. A last line without
+    an end is a report that was not written to its end, and left out; a ``ValueError`` says which line before it is
+    damaged."""
     for number, line in enumerate(metrics, start=1):
         if not line.endswith(b"\n"):
             return
         try:
-            yield json.loads(line), len(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {metrics.name} is damaged ({error}); remove it to go on") from error
+            record = json.loads(line, parse_constant=_no_constant)
+            files.check_form(record, dict, "it")
+        except (ValueError, RecursionError) as error:
+            why = files.shorten(str(error), 100)
+            raise ValueError(f"line {number} of {metrics.name} is damaged ({why}); remove it to go on") from error
+        yield record, len(line)
 
 
-def keep_until(metrics: IO[bytes], update: int) -> dict[str, Any] | None:
-    """Drop the reports after ``update`` and a half-written last line; return the last report that stays."""
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def keep_until(metrics: IO[bytes], update: int, reports: Iterable[int] | None = None) -> dict[str, Any] | None:
+    """Drop the reports after ``update`` and a half-written last line; return the last report that stays.
+
+    ``reports``: the hyper-updates up to ``update`` that have one. Raises ValueError, with the file untouched, unless
+    these and no others come first; what is behind them is dropped unread.
+    """
     last, end = None, 0
     metrics.seek(0)
-    for record, length in records(metrics):
-        if record["update"] > update:
-            break
+    there = ((_checked(record, metrics), length) for record, length in records(metrics))
+    if reports is None:
+        kept = itertools.takewhile(lambda item: item[0]["update"] <= update, there)
+    else:
+        kept = (_expected(number, next(there, None), metrics) for number in reports)
+    for record, length in kept:
         last, end = record, end + length
     metrics.truncate(end)
     metrics.seek(0, os.SEEK_END)
     return last
+
+
+def _checked(record: dict[str, Any], metrics: IO[bytes]) -> dict[str, Any]:
+    files.check_form(record, {"update": int, "step": int, "time": float}, f"{metrics.name}: a report")
+    return record
+
+
+def _expected(number: int, item: tuple[dict[str, Any], int] | None, metrics: IO[bytes]) -> tuple[dict[str, Any], int]:
+    if item is None or item[0]["update"] != number:
+        there = "the file ends" if item is None else f"there is that of {item[0]['update']}"
+        raise ValueError(
+            f"{metrics.name} lacks the report of hyper-update {number}, which the checkpoint follows: {there}; bring "
+            "the file back, or start the run anew"
+        )
+    return item
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove what writing a file left behind when the process was killed."""
+    for pattern in (".*.tmp", "trace/**/.*.tmp"):
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def remove_traces(directory: Path) -> None:

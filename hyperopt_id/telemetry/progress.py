@@ -49,6 +49,12 @@ class Progress:
         for handler in self._handlers:
             logger.addHandler(handler)
 
+    def begin(self, done: int) -> None:
+        """``done`` of the hyper-updates were made before."""
+        if self._bar is not None and done:
+            self._bar.initial = self._bar.n = done
+            self._bar.refresh()
+
     def show(self, update: int, record: dict[str, Any]) -> None:
         """Show the state after hyper-update ``update``; ``record`` is the line of ``metrics.jsonl``."""
         now = time.monotonic()
