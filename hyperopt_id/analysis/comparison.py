@@ -5,6 +5,7 @@ could hand over are those at the reports of its runs; it does hand over the one 
 repetition without any model that has such a loss has failed: it is counted, and worse than all others.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperopt_id.analysis import style
+from hyperopt_id.analysis import forms, style
 from hyperopt_id.analysis.load import load_reports
 from hyperopt_id.analysis.load_search import COSTS, Search, common_metric
 from hyperopt_id.analysis.statistics import RESAMPLES, Estimate, estimate, mean
@@ -46,7 +47,8 @@ def with_reports(directory: Path, search: Search) -> Search:
                 for report in reports(line["run"]):
                     share = report["step"] / line["step"]
                     spent = {cost: before[cost] + share * (line[cost] - before[cost]) for cost in COSTS}
-                    yield {**line, **_of_member(report, line["member"]), **spent}
+                    where = f"the report at step {report['step']} in {directory / line['run']}"
+                    yield {**line, **_of_member(report, line["member"], where), **spent}
             before = {cost: line[cost] for cost in COSTS}
 
     return _renewed(search, [list(expanded(evaluations)) for evaluations in search.evaluations])
@@ -124,13 +126,18 @@ def _interval(found: Estimate) -> str | None:
     return f"{ends[0]} to {ends[1]}" if not np.isnan(found.value) else None
 
 
-def _of_member(report: Mapping[str, Any], member: int) -> dict[str, Any]:
-    """The numbers of one member of a population; those of a single run are not in lists."""
-    return {
-        name: value[member] if isinstance(value, list) else value
-        for name, value in report.items()
-        if name not in ("time", "update") and not isinstance(value, dict)
-    }
+def _of_member(report: Mapping[str, Any], member: int, where: str) -> dict[str, Any]:
+    """The numbers of one member of a population; those of a single run are not in lists. Raises ValueError, which
+    begins with `where`, if there is no such member."""
+    found: dict[str, Any] = {"step": report["step"]}
+    for name, value in report.items():
+        if "/" not in name or isinstance(value, Mapping):
+            continue
+        if not forms.values_of_members(value) or (isinstance(value, list) and member >= len(value)):
+            raise ValueError(f"{where}: {name} has no number of member {member}")
+        number = value[member] if isinstance(value, list) else value
+        found[name] = None if number is None or not math.isfinite(number) else number
+    return found
 
 
 def _renewed(search: Search, evaluations: Sequence[Evaluations]) -> Search:

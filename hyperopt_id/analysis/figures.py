@@ -62,7 +62,7 @@ def _learning_rates(study: Study) -> Drawn:
 def _proof_of_concept(study: Study) -> Drawn:
     for dataset in style.datasets_in_order(study.datasets):
         found = selection.landscape(study, dataset)
-        if found is not None:
+        if found is not None and figures_hyper.has_landscape(found[0]):
             yield dataset, figures_hyper.draw_proof_of_concept(dataset, *found)
 
 

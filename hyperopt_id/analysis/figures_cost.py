@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from hyperopt_id.analysis import plotting, style
+from hyperopt_id.analysis.cost_of_runs import Multiple
 from hyperopt_id.analysis.load_search import Search, Steps, best_so_far, common_metric, incumbents, on_grid, spent
+from hyperopt_id.analysis.names import LABEL, in_figure
 from hyperopt_id.analysis.selection import Kinds
 from hyperopt_id.analysis.statistics import band, quantiles
 
@@ -20,21 +22,25 @@ Bands = Mapping[str, Band]
 Curves = Mapping[str, tuple[list[Steps], float]]  # by method: of each repetition, and what the method spent
 
 
-def draw_runtimes(datasets: Mapping[str, Mapping[str, float]], measured: Collection[str]) -> Any:
-    """Bars of training time as multiples of vanilla training; it says of data sets that are not `measured` so."""
+def draw_runtimes(datasets: Mapping[str, Mapping[str, Multiple]], measured: Collection[str]) -> Any:
+    """Bars of training time as multiples of vanilla training, with a line from the lowest to the highest of a single
+    run directory; it says of data sets that are not `measured` so."""
     most = max(len(times) for times in datasets.values())
     figure, axes = plotting.new_figure(len(datasets), (4.2, 0.26 * most + 0.9), across=2, beside=0.0)
     for panel, (dataset, times) in zip(axes, datasets.items()):
         names = list(times)
         for place, name in enumerate(names):
-            look = style.look(name)
-            panel.barh(place, times[name], color=look.color, height=0.62, zorder=2)
-            panel.text(max(1.0, times[name]), place, f" {times[name]:.2f}", va="center", fontsize=8)
-        panel.set_yticks(range(len(names)), [style.look(name).label for name in names])
+            look, (value, low, high, count) = style.look(name), times[name]
+            panel.barh(place, value, color=look.color, height=0.62, zorder=2)
+            panel.plot([low, high], [place, place], color=style.INK, lw=1.4, marker="|", ms=6, zorder=4)
+            end = np.nanmax([1.0, value, high])
+            panel.text(end, place, f" {value:.2f} (n = {count})", va="center", fontsize=8)
+        panel.set_yticks(range(len(names)), [in_figure(style.look(name).label, LABEL) for name in names])
         panel.axvline(1.0, color=style.INK, lw=1.0, ls=style.DOTTED, zorder=3)
         remark = "\n(compiled or side by side: no measurement)" if dataset not in measured else ""
-        panel.set(xlim=(0.0, 1.12 * max(times.values())), xlabel="training time / vanilla")
-        panel.set_title(f"{style.dataset(dataset)}{remark}")
+        longest = np.nanmax([[of.value, of.highest] for of in times.values()])
+        panel.set(xlim=(0.0, 1.25 * longest), xlabel="training time / vanilla; line: lowest to highest run directory")
+        panel.set_title(f"{in_figure(style.dataset(dataset))}{remark}")
         panel.invert_yaxis()
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
@@ -84,7 +90,7 @@ def _draw(title: str, panels: Mapping[str, Curves], label: str) -> Any:
         panel.set_xlabel(cost)
     if many:
         _whiskers(axes[-1], found, ends)
-    axes[0].set(ylabel=label, title=title)
+    axes[0].set(ylabel=label, title=in_figure(title))
     if not found:
         axes[0].text(0.5, 0.5, "no method has found a model", transform=axes[0].transAxes, ha="center")
         axes[0].set_yticks([])

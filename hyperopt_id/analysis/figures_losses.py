@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hyperopt_id.analysis import plotting, style
+from hyperopt_id.analysis.names import LABEL, in_figure
 from hyperopt_id.analysis.selection import Kinds
 from hyperopt_id.analysis.statistics import quantiles
 from hyperopt_id.analysis.style import Look
@@ -39,7 +40,7 @@ def draw_distributions(panels: Mapping[str, Kinds], metric: str | None = None) -
             ends, reached = of_panel[name]
             x, y = np.concatenate([[low], ends, [high]]), np.concatenate([[0.0], reached, [reached.max(initial=0.0)]])
             plotting.curve(panel, x, y, look, place, drawstyle="steps-post")
-        panel.set(xlabel=f"final {_metric(kinds, metric)}", title=title)
+        panel.set(xlabel=f"final {_metric(kinds, metric)}", title=in_figure(title))
     axes[0].set(xlim=(low, high), ylim=(0.0, 1.02), ylabel="share of runs")
     plotting.legend(figure, looks)
     return figure
@@ -53,7 +54,7 @@ def draw_medians(dataset: str, kinds: Kinds) -> Any:
     for place, (name, look) in enumerate(looks.items()):
         plotting.curve(panel, kinds[name].steps, medians[name], look, place)
     plotting.log_axis(panel.yaxis, list(medians.values()))
-    panel.set(xlabel="training step", ylabel=f"median {_metric(kinds, None)}", title=style.dataset(dataset))
+    panel.set(xlabel="training step", ylabel=f"median {_metric(kinds, None)}", title=in_figure(style.dataset(dataset)))
     plotting.legend(figure, looks)
     return figure
 
@@ -69,7 +70,7 @@ def draw_envelopes(dataset: str, kinds: Kinds) -> Any:
         steps = kinds[name].steps
         panel.fill_between(steps, low, high, color=look.color, alpha=0.25, lw=0)
         panel.plot(steps, middle, color=look.color, ls=look.line)
-        panel.set_title(look.label, fontsize=8.5)
+        panel.set_title(in_figure(look.label, LABEL), fontsize=8.5)
     plotting.log_axis(axes[0].yaxis, [curve for curves in found.values() for curve in curves])
     plotting.title(figure, f"{style.dataset(dataset)}, {_metric(kinds, None)}: median and quartiles over runs")
     figure.supxlabel("training step", fontsize=9)

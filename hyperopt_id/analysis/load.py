@@ -9,45 +9,82 @@ from typing import Any
 
 import numpy as np
 
-from hyperopt_id.analysis.runs import SAME, UNREAD, Runs, Timing, settings_of
-from hyperopt_id.telemetry import read_json, records
+from hyperopt_id import files
+from hyperopt_id.analysis import forms
+from hyperopt_id.analysis.names import printable
+from hyperopt_id.analysis.runs import DATA, SAME, UNREAD, Runs, Timing, settings_of
 
 SHARES = ("p10", "p90")  # of a hyperparameter with many elements, beside its median
+REPAIR = "repair or remove it"
 
 
 def load_reports(directory: str | Path) -> list[dict[str, Any]]:
-    """The reports in `metrics.jsonl`, of a run that may still be going on."""
+    """The reports in `metrics.jsonl`, of a run that may still be going on. Raises ValueError if there are none that can
+    be read."""
     path = Path(directory) / "metrics.jsonl"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{directory} is not a run directory: it has no metrics.jsonl")
-    with path.open("rb") as metrics:
-        return [report for report, _ in records(metrics)]
+    return list(forms.read_lines(path, forms.REPORT))
 
 
 def load_run(directory: str | Path) -> Runs:
     """All runs of a finished run directory. Without a config (a run from Python), the directory's name stands for the
-    algorithm and its parent's for the data set; `lacks_config` says where there was one that cannot be read here."""
+    algorithm and its parent's for the data set; `lacks_config` says where there was one that cannot be read here.
+
+    Raises ValueError if the run is not finished, or a file of it is damaged or contradicts another; it names the file.
+    """
     directory = Path(directory)
-    summary, reports = _summary(directory), load_reports(directory)
-    if not reports:
-        raise ValueError(f"{directory} holds no reports: its metrics.jsonl is empty")
-    config = _config(directory / "config.json")
-    algorithm = str(config.get("algorithm", directory.resolve().name))
+    if not (directory / "summary.json").exists():
+        raise ValueError(f"{directory} holds no finished run: there is no summary.json")
+    summary = forms.read_json(directory / "summary.json", forms.SUMMARY, f"{REPAIR}, and resume the run")
+    reports, config = _reports_in_order(directory), load_config(directory)
+    algorithm = printable(config.get("algorithm", directory.resolve().name))
     diverged = np.array(summary["diverged"], dtype=bool)
-    times = np.array([report["time"] for report in reports]) / len(diverged)
+    runs, where = len(diverged), f"{directory / 'metrics.jsonl'}"
+    times = np.array([report["time"] for report in reports], dtype=np.float64) / runs
     return Runs(
-        dataset=dataset_of(config) or directory.resolve().parent.name,
+        dataset=dataset_of(config) or printable(directory.resolve().parent.name),
         algorithm=SAME.get(algorithm, algorithm),
-        settings=UNREAD if lacks_config(directory) else settings_of(config),
-        seeds=config.get("seed", 0) + np.arange(len(diverged)),
-        steps=np.array([report["step"] for report in reports]),
-        curves=_curves(reports, len(diverged)),
-        times=np.broadcast_to(times, (len(diverged), len(times))),
+        settings=with_digests(UNREAD if lacks_config(directory) else settings_of(config), directory),
+        seeds=seeds_of(config.get("seed", 0), runs),
+        steps=np.array([report["step"] for report in reports], dtype=np.int64),
+        curves=_curves(reports, runs, where),
+        times=np.broadcast_to(times, (runs, len(times))),
         diverged=diverged,
-        starts={name: _numbers(values) for name, values in config.get("start", {}).items()},
+        starts={
+            name: forms.members(values, runs, f"{directory / 'config.json'}: start: {name}")
+            for name, values in config.get("start", {}).items()
+        },
         cost=summary["seconds"],
-        timings=(Timing(len(diverged), reports[-1]["step"], summary["seconds"]),),
+        timings=(Timing(runs, reports[-1]["step"], summary["seconds"]),),
     )
+
+
+def load_config(directory: Path) -> dict[str, Any]:
+    """`config.json`, empty where there is none. Raises ValueError if it is damaged."""
+    path = directory / "config.json"
+    if not path.exists():
+        return {}
+    return forms.read_json(path, forms.CONFIG, "write it again from the config.yaml beside it")
+
+
+def with_digests(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The settings of a run directory with the digests of its data and other files in place of their paths, and
+    `DATA`, as far as `identity.json` knows them. Raises ValueError if that is damaged."""
+    path = directory / "identity.json"
+    if not path.exists():
+        return dict(settings)
+    known = forms.read_json(path, forms.IDENTITY, f"{REPAIR}, which leaves the data known by their path alone")[
+        "digests"
+    ]
+    without_paths = {key: value for key, value in settings.items() if key != "task.path" or "data" not in known}
+    return {**without_paths, **{DATA if key == "data" else key: digest for key, digest in known.items()}}
+
+
+def seeds_of(first: int, runs: int) -> np.ndarray:
+    """The seeds of R runs [R], also beyond 64 bits."""
+    fits = -(2**63) <= first < 2**63 - runs
+    return np.array([first + member for member in range(runs)], dtype=np.int64 if fits else object)
 
 
 def dataset_of(config: Mapping[str, Any]) -> str | None:
@@ -55,8 +92,8 @@ def dataset_of(config: Mapping[str, Any]) -> str | None:
     task = config.get("task")
     if task is None:
         return None
-    name = Path(task["path"]).stem if task.get("path") else task["name"]
-    return f"{name}_bn" if task.get("model", {}).get("batch_norm") else name
+    name = printable(Path(task["path"]).stem if task.get("path") else task["name"])
+    return f"{name}_bn" if (task.get("model") or {}).get("batch_norm") else name
 
 
 def lacks_config(directory: Path) -> bool:
@@ -64,47 +101,48 @@ def lacks_config(directory: Path) -> bool:
     return (directory / "config.yaml").is_file() and not (directory / "config.json").is_file()
 
 
-def _config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if config is None and path.is_file():
-        raise ValueError(f"{path} is damaged: it is no JSON; write it again from the config.yaml beside it")
-    return config or {}
+def _reports_in_order(directory: Path) -> list[dict[str, Any]]:
+    reports, path = load_reports(directory), directory / "metrics.jsonl"
+    if not reports:
+        raise ValueError(f"{directory} holds no reports: its metrics.jsonl is empty")
+    before = 0
+    for line, report in enumerate(reports, start=1):
+        if "time" not in report:
+            raise ValueError(f"line {line} of {path}: time is missing; {REPAIR}")
+        if report["step"] <= before:
+            raise ValueError(f"line {line} of {path}: step {report['step']} after step {before}; {REPAIR}")
+        before = report["step"]
+    return reports
 
 
-def _summary(directory: Path) -> dict[str, Any]:
-    summary = read_json(directory / "summary.json")
-    if summary is None:
-        raise ValueError(f"{directory} holds no finished run: there is no summary.json that can be read")
-    return summary
-
-
-def _curves(reports: Sequence[Mapping[str, Any]], runs: int) -> dict[str, np.ndarray]:
+def _curves(reports: Sequence[Mapping[str, Any]], runs: int, where: str) -> dict[str, np.ndarray]:
     """{metric: [R, N]}; hypergradients per tensor or element are left out."""
-    columns: dict[str, list[Any]] = {}
+    curves: dict[str, np.ndarray] = {}
     for position, report in enumerate(reports):
         for name, value in report.items():
-            if "/" not in name:
-                continue
-            for key, number in _center(name, value) if isinstance(value, dict) else ((name, value),):
-                columns.setdefault(key, [None] * len(reports))[position] = number
-    missing = [None] * runs
-    return {
-        name: np.array([missing if value is None else value for value in values], dtype=np.float64)
-        .reshape(len(reports), runs)
-        .T
-        for name, values in columns.items()
-    }
+            if "/" in name:
+                for key, numbers_R in _of_metric(name, value, runs, f"line {position + 1} of {where}: {name}"):
+                    curves.setdefault(key, np.full((runs, len(reports)), np.nan))[:, position] = numbers_R
+    return curves
 
 
-def _center(name: str, parameters: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Of a hyperparameter per tensor or element, what most parameters have: {parameter: value or statistics [R]}."""
+def _of_metric(name: str, value: Any, runs: int, where: str) -> list[tuple[str, np.ndarray]]:
+    """The numbers of R runs. Of a hyperparameter per tensor or element, {parameter: value or statistics}, what most
+    parameters have."""
+    if not isinstance(value, Mapping):
+        return [(name, forms.members(value, runs, where))]
     if not name.startswith("hyper/"):
         return []
-    values = list(parameters.values())
-    if not isinstance(values[0], Mapping):
-        return [(name, middle(values))]
-    shares = [(f"{name}/{share}", middle([value[share] for value in values])) for share in SHARES]
-    return [(name, middle([value["median"] for value in values])), *shares]
+    found: dict[str, list[np.ndarray]] = {}
+    for parameter, leaf in value.items():
+        of_parameter = f"{where}: {parameter}"
+        if not isinstance(leaf, Mapping):
+            found.setdefault(name, []).append(forms.members(leaf, runs, of_parameter))
+            continue
+        files.check_form(leaf, forms.STATISTICS, of_parameter)
+        for key, share in ((name, "median"), *((f"{name}/{share}", share) for share in SHARES)):
+            found.setdefault(key, []).append(forms.members(leaf[share], runs, f"{of_parameter}: {share}"))
+    return [(key, middle(values)) for key, values in found.items()]
 
 
 def middle(values: Sequence[Any]) -> np.ndarray:
@@ -112,8 +150,3 @@ def middle(values: Sequence[Any]) -> np.ndarray:
     ordered = np.sort(np.array(values, dtype=np.float64), axis=0)  # NaN last
     low, high = (len(values) - 1) // 2, len(values) // 2
     return (ordered[low] + ordered[high]) / 2.0
-
-
-def _numbers(values: Any) -> np.ndarray:
-    """A number or a list of them, null for NaN: float64 [R]."""
-    return np.atleast_1d(np.array(values, dtype=np.float64))

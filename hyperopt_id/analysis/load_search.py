@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hyperopt_id.analysis.load import dataset_of
+from hyperopt_id import files
+from hyperopt_id.analysis import forms
+from hyperopt_id.analysis.load import REPAIR, dataset_of, load_config, with_digests
+from hyperopt_id.analysis.names import printable
 from hyperopt_id.analysis.runs import OF_A_RUN, TEST_METRICS, flatten
-from hyperopt_id.telemetry import read_json, records
 
 COSTS = ("gradients", "seconds")
 OF_ONE_SEARCH = ("repetitions", "compiled")  # in its settings: how many there are, and how they were computed
@@ -54,30 +56,27 @@ class Steps(NamedTuple):
 
 
 def load_search(directory: str | Path) -> Search | None:
-    """The search in a directory, None if it is not finished; a ValueError names a damaged line."""
+    """The search in a directory, None if it is not finished. Raises ValueError if a file of it is damaged, and names
+    the file."""
     directory = Path(directory)
-    summary = read_json(directory / "summary.json")
-    if summary is None:
+    if not (directory / "summary.json").exists():
         return None
-    with (directory / "search.jsonl").open("rb") as log:
-        found = [record for record, _ in records(log)]
-    try:
-        repetitions = sorted({record["repetition"] for record in found})
-        evaluations = tuple(tuple(r for r in found if r["repetition"] == number) for number in repetitions)
-        config = _config(directory, found)
-        return Search(
-            dataset_of(config) or directory.resolve().parent.name,
-            summary["method"],
-            config.get("algorithm", ""),
-            evaluations,
-            tuple(summary["repetitions"]),
-            _settings(directory, config),
-            config.get("seed"),
-        )
-    except KeyError as error:
-        raise ValueError(
-            f"{directory} is no search directory: its search.jsonl or summary.json has no {error}"
-        ) from None
+    summary = forms.read_json(directory / "summary.json", forms.SEARCH, f"{REPAIR}, and start the search again")
+    found = list(forms.read_lines(directory / "search.jsonl", forms.EVALUATION))
+    for line, record in enumerate(found, start=1):
+        files.check_form(record, forms.numbers_of_a_model, f"line {line} of {directory / 'search.jsonl'}")
+    repetitions = sorted({record["repetition"] for record in found})
+    evaluations = tuple(tuple(r for r in found if r["repetition"] == number) for number in repetitions)
+    config = _config(directory, found)
+    return Search(
+        dataset_of(config) or printable(directory.resolve().parent.name),
+        printable(summary["method"]),
+        printable(config.get("algorithm", "")),
+        evaluations,
+        tuple(summary["repetitions"]),
+        _settings(directory, config),
+        config.get("seed"),
+    )
 
 
 def common_metric(searches: Iterable[Search]) -> str:
@@ -121,11 +120,10 @@ def spent(search: Search, cost: str) -> float:
 def _config(directory: Path, evaluations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The config of the search. Where only its runs have one, that of the first; empty where they are not there. Where
     runs were evaluated on the way, a scheduler may have ended that one early, or given it the seed of another."""
-    own = read_json(directory / "config.json")
-    if own is not None:
-        return own
+    if (directory / "config.json").exists():
+        return load_config(directory)
     first = min(directory.glob("runs/*/config.json"), default=None)
-    config = (read_json(first) if first is not None else None) or {}
+    config = load_config(first.parent) if first is not None else {}
     if len({(line["run"], line["member"]) for line in evaluations}) == len(evaluations):
         return config
     inner = {**config.get("inner", {}), "updates": None}
@@ -134,6 +132,14 @@ def _config(directory: Path, evaluations: Sequence[Mapping[str, Any]]) -> Mappin
 
 def _settings(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """All but what tells repetitions apart. The reports, unlike those of a run, are where a search looks."""
-    of_search = {k: v for k, v in (read_json(directory / "search.json") or {}).items() if k not in OF_ONE_SEARCH}
+    path = directory / "search.json"
+    settings = forms.read_json(path, dict, REPAIR) if path.exists() else {}
+    of_search = {k: v for k, v in settings.items() if k not in OF_ONE_SEARCH}
     of_training = {k: v for k, v in config.items() if k == "report" or k not in OF_A_RUN}
-    return {**of_search, **flatten(of_training)}
+    return with_digests({**of_search, **flatten(of_training)}, _with_identity(directory))
+
+
+def _with_identity(directory: Path) -> Path:
+    """The directory that says what the data of a search are: its own, or that of a run."""
+    first = min(directory.glob("runs/*/identity.json"), default=directory / "identity.json")
+    return directory if (directory / "identity.json").exists() else first.parent

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hyperopt_id.analysis.names import printable
 from hyperopt_id.analysis.tables import Table, lowest_cells, shown
 
 STYLE = """
@@ -69,33 +70,37 @@ Part = Text | Code | Heading | Picture | Table
 
 def page(title: str, parts: Sequence[Part]) -> str:
     """The whole file."""
-    return PAGE.format(title=html.escape(title), style=STYLE, parts="\n".join(map(_part, parts)))
+    return PAGE.format(title=_escaped(title), style=STYLE, parts="\n".join(map(_part, parts)))
 
 
 def _part(part: Part) -> str:
     if isinstance(part, Picture):
-        return f"<figure>\n{_drawing(part.figure)}\n<figcaption>{html.escape(part.caption)}</figcaption>\n</figure>"
+        return f"<figure>\n{_drawing(part.figure)}\n<figcaption>{_escaped(part.caption)}</figcaption>\n</figure>"
     if isinstance(part, Table):
         return _table(part)
     tag = {Text: "p", Code: "pre", Heading: "h2"}[type(part)]
-    return f"<{tag}>{html.escape(part.text)}</{tag}>"
+    return f"<{tag}>{_escaped(part.text)}</{tag}>"
 
 
 def _table(table: Table) -> str:
     strong, columns = lowest_cells(table), table.columns
     text = [any(isinstance(row.get(column), str) for row in table.rows) and n == 0 for n, column in enumerate(columns)]
     kinds = [' class="text"' if left else "" for left in text]
-    head = "".join(f"<th{kind}>{html.escape(column)}</th>" for column, kind in zip(columns, kinds))
+    head = "".join(f"<th{kind}>{_escaped(column)}</th>" for column, kind in zip(columns, kinds))
     rows = []
     for number, row in enumerate(table.rows):
         marks = [' class="lowest"' if (number, c) in strong else kind for c, kind in zip(columns, kinds)]
-        cells = "".join(f"<td{mark}>{html.escape(shown(row.get(c)))}</td>" for c, mark in zip(columns, marks))
+        cells = "".join(f"<td{mark}>{_escaped(shown(row.get(c)))}</td>" for c, mark in zip(columns, marks))
         rows.append(f"<tr>{cells}</tr>")
-    note = f"<p>{html.escape(table.note)}</p>\n" if table.note else ""
+    note = f"<p>{_escaped(table.note)}</p>\n" if table.note else ""
     body = "\n".join(rows)
     return (
         f'{note}<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
     )
+
+
+def _escaped(text: str) -> str:
+    return "\n".join(html.escape(printable(line, None)) for line in text.split("\n"))
 
 
 def _drawing(figure: Any) -> str:

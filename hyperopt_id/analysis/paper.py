@@ -11,6 +11,7 @@ from pathlib import Path
 from hyperopt_id.analysis import plotting
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.figures import FIGURES
+from hyperopt_id.analysis.names import file_component, inside
 from hyperopt_id.analysis.results import TABLES
 from hyperopt_id.analysis.tables import FORMATS
 from hyperopt_id.telemetry.directory import write_text
@@ -62,7 +63,7 @@ def write_tables(study: Study, folder: Path, only: Collection[str], say: Say) ->
             continue
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, shown in FORMATS.items():
-            files.append(folder / f"{entry.name}.{suffix}")
+            files.append(inside(folder, f"{entry.name}.{suffix}"))
             write_text(files[-1], shown(table))
         say(f"table {entry.name}: {len(table.rows)} rows")
     return files
@@ -76,7 +77,8 @@ def _draw(study: Study, folder: Path, entries: Collection, say: Say) -> list[Pat
         for entry in entries:
             drawn = 0
             for ending, figure in entry.make(study):
-                files += plotting.save(figure, folder / "_".join(filter(None, (entry.name, ending))))
+                name = f"{entry.name}_{file_component(ending)}" if ending else entry.name
+                files += plotting.save(figure, inside(folder, name))
                 drawn += 1
             files_made = f"{drawn} drawn" if drawn else f"left out, it needs {entry.needs}"
             say(f"figure {entry.name}: {files_made}")

@@ -1,12 +1,15 @@
 """What all figures have in common: one style, panels, legends outside of the data, and how they are saved."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hyperopt_id import files
 from hyperopt_id.analysis import style
+from hyperopt_id.analysis.names import LABEL, TITLE, in_figure, inside
 from hyperopt_id.analysis.style import Look
 
 PANEL = (3.2, 2.8)  # inches
@@ -67,19 +70,27 @@ def new_figure(
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
-    """As PDF and PNG, of the same bytes for the same data."""
+    """As PDF and PNG, of the same bytes for the same data. A link that is there is replaced, not followed."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png")]
-    for file, unstable in zip(files, ("CreationDate", "Software")):
-        figure.savefig(file, bbox_inches="tight", metadata={unstable: None})
+    written = []
+    for suffix, unstable in (("pdf", "CreationDate"), ("png", "Software")):
+        written.append(inside(stem.parent, f"{stem.name}.{suffix}"))
+        settings: dict[str, Any] = {"format": suffix, "bbox_inches": "tight", "metadata": {unstable: None}}
+        with warnings.catch_warnings():  # names that are foreign to the font, or longer than the figure is wide
+            warnings.filterwarnings("ignore", message="Glyph .* missing|constrained_layout not applied")
+            files.replace(written[-1], lambda file, settings=settings: figure.savefig(file, **settings))
         figure.set_layout_engine("none")  # it is laid out now
-    return files
+    return written
 
 
 def curve(axes: Any, x: np.ndarray, y: np.ndarray, look: Look, place: int = 0, **settings: Any) -> None:
     """A line in an algorithm's look, its markers shifted by `place` so that those of several curves do not meet."""
     every = max(1, len(x) // MARKERS)
-    settings = {"label": look.label, "markevery": (place * every // MARKERS % every, every), **settings}
+    settings = {
+        "label": in_figure(look.label, LABEL),
+        "markevery": (place * every // MARKERS % every, every),
+        **settings,
+    }
     axes.plot(x, y, color=look.color, ls=look.line, marker=look.marker, markeredgecolor="white", mew=0.5, **settings)
 
 
@@ -88,14 +99,14 @@ def legend(figure: Any, looks: Mapping[str, Look], **settings: Any) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=k.color, ls=k.line, marker=k.marker, label=k.label, markeredgecolor="white", mew=0.5)
+        Line2D([], [], color=k.color, ls=k.line, marker=k.marker, label=in_figure(k.label, LABEL), mec="white", mew=0.5)
         for k in dict.fromkeys(looks.values())
     ]
     figure.legend(handles=handles, loc="outside right upper", **settings)
 
 
 def title(figure: Any, text: str) -> None:
-    figure.suptitle(text, fontsize=STYLE["axes.titlesize"], x=0.01, ha="left")
+    figure.suptitle(in_figure(text, 2 * TITLE), fontsize=STYLE["axes.titlesize"], x=0.01, ha="left")
 
 
 def log_axis(axis: Any, values: Iterable[np.ndarray]) -> None:
@@ -106,24 +117,30 @@ def log_axis(axis: Any, values: Iterable[np.ndarray]) -> None:
     if not len(flat) or flat.min() <= 0.0:
         return
     axis._set_axes_scale("log")
-    _log_ticks(axis, float(np.log10(flat.max() / flat.min())))
+    _log_ticks(axis, float(np.log10(flat.max()) - np.log10(flat.min())))
 
 
 def limits(values: np.ndarray, scale: str) -> tuple[float, float]:
     """Of an axis: a little more than the values."""
     low, high = float(values.min()), float(values.max())
     if scale == "log":
-        margin = max(high / low, ALIKE) ** 0.03
-        return low / margin, high * margin
+        margin = 0.03 * max(np.log10(high) - np.log10(low), np.log10(ALIKE))
+        ends = np.log10(low) - margin, np.log10(high) + margin
+        return _power(ends[0]), _power(ends[1])
     margin = 0.03 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin
+
+
+def _power(exponent: float) -> float:
+    """10 to it, of the numbers that a logarithmic axis can have."""
+    return float(10.0 ** np.clip(exponent, -300.0, 300.0))
 
 
 def color_bar_numbers(bar: Any) -> None:
     """The same for a color bar."""
     low, high = bar.norm.vmin, bar.norm.vmax
     if type(bar.norm).__name__ == "LogNorm":
-        _log_ticks(bar.ax.yaxis, float(np.log10(high / low)))
+        _log_ticks(bar.ax.yaxis, float(np.log10(high) - np.log10(low)))
 
 
 def _log_ticks(axis: Any, decades: float) -> None:
@@ -138,7 +155,7 @@ def _log_ticks(axis: Any, decades: float) -> None:
 
 def plain(value: float) -> str:
     """0.001, 0.03, 2, 5000, and powers of ten beyond."""
-    if 1e-3 <= abs(value) < 1e4:
+    if 1e-3 <= abs(value) < 1e4 or value == 0.0 or not np.isfinite(value):
         return f"{value:g}"
     exponent = int(np.floor(np.log10(abs(value)) + 1e-9))
     factor = value / 10.0**exponent

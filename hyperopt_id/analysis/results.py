@@ -14,6 +14,7 @@ from hyperopt_id.analysis import grids, repetitions, selection, style
 from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.cost_of_runs import multiples, training_seconds
 from hyperopt_id.analysis.load_search import COSTS, Search, common_metric
+from hyperopt_id.analysis.names import printable
 from hyperopt_id.analysis.runs import Runs
 from hyperopt_id.analysis.selection import BATCH
 from hyperopt_id.analysis.statistics import estimate, estimate_selected, lowest, mean, median
@@ -31,7 +32,8 @@ SEARCHED = (
 )
 TIMED = (
     "Seconds of training only: without compiling, evaluating and logging. What a method costs is measured by runs that "
-    "trained alone and were not compiled (inner.compile=off); the times of others are shared, and no measurement of it."
+    "trained alone and were not compiled (inner.compile=off); the times of others are shared, and no measurement. "
+    "Lowest and highest: of a single run directory, of so many."
 )
 MEASURED = {True: "alone, not compiled", False: "no: side by side or compiled"}
 NEEDS = {  # of tables and figures
@@ -41,7 +43,10 @@ NEEDS = {  # of tables and figures
     "learning_rates": "runs that learn the learning rate, with the values they start at",
     "sensitivity": f"runs of one algorithm at {grids.FEWEST} or more settings of (T, K)",
     "hypergradient_accuracy": grids.NEEDS,
-    "proof_of_concept": "runs of Random and of Ours_LR, Ours_LR_Momentum or DiffThroughOpt",
+    "proof_of_concept": (
+        "runs of Ours_LR, Ours_LR_Momentum or DiffThroughOpt, and 10 or more finite ones of Random, that start at "
+        "different learning rates and weight decays, and all else alike"
+    ),
     "runtimes": "runs of Random and of another",
     "best_so_far": "finished searches",
     "best_of_runs": "runs with several reports of a validation loss that they did not train on",
@@ -151,7 +156,9 @@ def hypergradient_accuracy(study: Study) -> Table | None:
                 known = {"data set": style.dataset(dataset), "exact through": reference, "T": steps, "K": terms}
                 known |= {"hypergradients": len(found.errors), "relative error": estimate(found.errors, median)}
                 known |= {"mean error": estimate(found.errors, mean), "1 − cosine": estimate(found.distances, median)}
-                rows.append(known | {f"error, {name}": estimate(part, median) for name, part in found.parts.items()})
+                rows.append(
+                    known | {f"error, {printable(name)}": estimate(part, median) for name, part in found.parts.items()}
+                )
     note = "Hypergradients of neumann(K) against those by unrolling: medians over hypergradients, of one state each."
     return Table("hypergradient_accuracy", note, rows, "data set") if rows else None
 
@@ -167,7 +174,10 @@ def runtimes(study: Study) -> Table | None:
                 "runs": len(kinds[name]),
                 "steps": int(kinds[name].steps[-1]),
                 "seconds per run and 1000 steps": training_seconds(kinds[name]),
-                "of vanilla training": multiple,
+                "of vanilla training": multiple.value,
+                "lowest": multiple.lowest,
+                "highest": multiple.highest,
+                "directories": multiple.directories,
                 "seconds compiling": kinds[name].cost.get("compile"),
                 "measured": MEASURED[selection.measured(kinds[name])],
             }

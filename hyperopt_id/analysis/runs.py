@@ -6,6 +6,7 @@ larger population: `concatenate` puts them together, run by run.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ OF_A_RUN = ("algorithm", "seed", "start", "population", "log", "report", "thread
 SAME = {"Ours_HDLR": "Ours_HDLR_Momentum"}  # two names of one algorithm
 GIVEN = "given"  # a starting value that was not drawn
 UNREAD = {"task.train_on": "unknown"}  # settings of runs whose config cannot be read
+DATA = "data"  # a setting: the digest of the data
 GROUP = "group"  # a setting: the folder of an experiment, of runs whose config does not tell all that it varied
 VALIDATED, ON_ALL, ON_A_BATCH = "validation loss", "of all rows", "of a batch"  # a setting and its values
 
@@ -114,8 +116,13 @@ class Runs:
     @property
     def identities(self) -> list[tuple[Any, ...]]:
         """What a run shares with those of other algorithms: its seed, and the values it starts at, to six digits."""
-        columns = [[float(f"{value:.6g}") for value in self.starts[name]] for name in sorted(self.starts)]
+        columns = [[_six_digits(value) for value in self.starts[name]] for name in sorted(self.starts)]
         return [(int(seed), *start) for seed, *start in zip(self.seeds, *columns)]
+
+
+def _six_digits(value: float) -> float:
+    """-inf, which equals itself and has a place in any order, for a value that is not known."""
+    return -math.inf if math.isnan(value) else float(f"{value:.6g}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -133,7 +140,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     steps, length = flat.pop("inner.steps", None), flat.get("inner.steps_per_update")
     if flat.get("inner.updates") is None and steps and length:
         flat["inner.updates"] = steps // length
-    population = config.get("population", {})
+    population = config.get("population") or {}
     drawn = population.get("runs", 1) > 1 if population.get("sample") is None else population["sample"]
     for name in config.get("space", {}):
         flat.pop(f"space.{name}.init", None)

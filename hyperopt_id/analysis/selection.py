@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hyperopt_id.analysis import style
 from hyperopt_id.analysis.collect import Study
-from hyperopt_id.analysis.runs import GROUP, VALIDATED, Runs, Timing
+from hyperopt_id.analysis.runs import GIVEN, GROUP, VALIDATED, Runs, Timing
 from hyperopt_id.analysis.statistics import shares_of_batches
 
 Kinds = dict[str, Runs]  # by algorithm
@@ -92,20 +94,33 @@ def long_horizon(study: Study, dataset: str) -> dict[str, Kinds]:
 
 
 def landscape(study: Study, dataset: str) -> tuple[Runs, Runs] | None:
-    """(runs that keep their learning rate and weight decay, runs that learn both): of the first the most, of the second
-    those of the same group whose other hyperparameters start alike, where there are any."""
-    known = [runs for runs in study.of(dataset) if {"lr", "weight_decay"} <= set(runs.starts)]
+    """(runs that keep their learning rate and weight decay, runs that learn both), where nothing else varies among the
+    starts: of the first the most, of the second those of the same group. None if the experiment was not made."""
+    known = [runs for runs in study.of(dataset) if {"lr", "weight_decay"} <= set(runs.starts) and _is_plane(runs)]
     kept = [runs for runs in known if runs.algorithm in VANILLA and (runs.final(runs.metric) > 0.0).any()]
-    learned = [runs for runs in known if runs.algorithm in LEARNED and runs.has("hyper/weight_decay")]
-    if not kept or not learned:
+    if not kept:
         return None
     ground = max(kept, key=len)
+    learned = [runs for runs in known if runs.algorithm in LEARNED and runs.has("hyper/weight_decay")]
+    learned = [runs for runs in learned if _surroundings(runs) == _surroundings(ground)]
+    if not learned:
+        return None
+    return ground, max(learned, key=lambda runs: (-LEARNED.index(runs.algorithm), len(runs)))
 
-    def order(runs: Runs) -> tuple[bool, int, int]:
-        alike = all(runs.settings.get(name) == ground.settings.get(name) for name in ("space.momentum.start", GROUP))
-        return alike, -LEARNED.index(runs.algorithm), len(runs)
 
-    return ground, max(learned, key=order)
+def _surroundings(runs: Runs) -> str:
+    """What runs have in common that can be drawn in one plane of learning rate and weight decay."""
+    common = {k: v for k, v in runs.settings.items() if not _is_of_an_algorithm(k) and not k.startswith("space.")}
+    common.pop(FRACTION, None)
+    fixed = {name: float(values[0]) for name, values in runs.starts.items() if name not in ("lr", "weight_decay")}
+    return json.dumps([runs.settings.get(GROUP), common, fixed], sort_keys=True, default=str)
+
+
+def _is_plane(runs: Runs) -> bool:
+    """Whether the starts differ in learning rate and weight decay alone."""
+    others = [values for name, values in runs.starts.items() if name not in ("lr", "weight_decay")]
+    fixed = all(np.ptp(values) == 0.0 for values in others)
+    return fixed and runs.settings.get("space.momentum.start", GIVEN) == GIVEN
 
 
 def batch_norm(study: Study) -> list[str]:

@@ -18,13 +18,13 @@ import numpy as np
 
 RESAMPLES = 1000
 LEVEL = 0.95
-SMALLEST = 1e-4  # that is written without an exponent
+SMALLEST, LARGEST = 1e-4, 1e7  # that are written without an exponent
 Statistic = Callable[..., np.ndarray]  # (values, axis) -> values without that axis; also `weights` where shares differ
 
 
 class Estimate(NamedTuple):
     """A statistic of N values, its standard deviation over resamples, and the bounds between which 95 % of them lie;
-    NaN where there is no value."""
+    NaN where there is no value. One value alone says nothing about its uncertainty: only the statistic is known."""
 
     value: float
     deviation: float
@@ -32,13 +32,15 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Three digits of the value, and as many decimals of its deviation."""
+        """Three digits of the value, and as many decimals of its deviation where that is known."""
         if np.isnan(self.value):
             return "–"
-        if 0.0 < abs(self.value) < SMALLEST:
-            return f"{self.value:.2e} ± {self.deviation:.1e}"
-        decimals = 2 if self.value == 0 else max(0, 2 - int(np.floor(np.log10(abs(self.value)))))
-        return f"{self.value:.{decimals}f} ± {self.deviation:.{decimals}f}"
+        size = abs(self.value)
+        plain = size == 0.0 or SMALLEST <= size < LARGEST
+        decimals = max(0, 2 - int(np.floor(np.log10(size)))) if plain and size else 2
+        shapes = (f".{decimals}f", f".{decimals}f") if plain else (".2e", ".1e")
+        value, deviation = (_shown(x, shape) for x, shape in zip((self.value, self.deviation), shapes))
+        return value if np.isnan(self.deviation) else f"{value} ± {deviation}"
 
 
 UNKNOWN = Estimate(*[float("nan")] * 4)
@@ -61,13 +63,15 @@ def estimate(
     kept, generator = values[there], np.random.default_rng(seed)
     if not len(kept):
         return UNKNOWN
+    if len(kept) == 1:
+        return UNKNOWN._replace(value=float(kept[0]))
     if weights is None:
         drawn = kept[generator.integers(len(kept), size=(resamples, len(kept)))]
-        return _estimate(float(statistic(kept, axis=0)), statistic(drawn, axis=1))
+        return _estimate(statistic, kept, drawn)
     shares = weights[there] / weights[there].sum()
     batches = max(1, round(len(values) // batch * weights[there].sum()))
     drawn = kept[generator.choice(len(kept), size=(resamples, batches), p=shares)]
-    return _estimate(float(statistic(kept, axis=0, weights=shares)), statistic(drawn, axis=1))
+    return _estimate(statistic, kept, drawn, weights=shares)
 
 
 def estimate_selected(validation: np.ndarray, test: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -76,9 +80,11 @@ def estimate_selected(validation: np.ndarray, test: np.ndarray, resamples: int =
     losses, values = validation[there], test[there]
     if not len(values):
         return UNKNOWN
+    if len(values) == 1:
+        return UNKNOWN._replace(value=float(values[0]))
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     chosen = np.take_along_axis(drawn, losses[drawn].argmin(axis=1)[:, None], axis=1)[:, 0]
-    return _estimate(float(values[losses.argmin()]), values[chosen])
+    return _spread(float(values[losses.argmin()]), values[chosen])
 
 
 def mean(values: np.ndarray, axis: int = 0, weights: np.ndarray | None = None) -> np.ndarray:
@@ -133,11 +139,19 @@ def band(values: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, s
     return statistic(values, axis=0), low, high
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+@np.errstate(over="ignore", invalid="ignore")  # of losses beyond 1e150
+def _estimate(statistic: Statistic, kept: np.ndarray, drawn: np.ndarray, **settings: np.ndarray) -> Estimate:
+    return _spread(float(statistic(kept, axis=0, **settings)), statistic(drawn, axis=1))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _spread(value: float, resampled: np.ndarray) -> Estimate:
     low, high = np.quantile(resampled, _bounds())
-    with np.errstate(over="ignore", invalid="ignore"):  # of losses beyond 1e150
-        deviation = float(np.std(resampled))
-    return Estimate(value, deviation, float(low), float(high))
+    return Estimate(value, float(np.std(resampled)), float(low), float(high))
+
+
+def _shown(value: float, shape: str) -> str:
+    return format(value, shape) if np.isfinite(value) else "∞" if value > 0.0 else "−∞" if value < 0.0 else "?"
 
 
 def _bounds() -> list[float]:

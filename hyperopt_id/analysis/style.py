@@ -2,7 +2,8 @@
 
 Colors are from the palettes of Okabe and Ito and of Tol, and a few between them. No two algorithms have line and marker
 in common, and where they have the line in common, their colors are far apart, also for the color-blind: (color, line)
-tells all of them apart on a screen, and (line, marker) in gray print. Variants of one method may share a color.
+tells all of them apart on a screen, and (line, marker) in gray print. Variants of one method may share a color, but not
+a color and a marker, which is all that there is of a point: a hexagon on its side is the same marker.
 """
 
 import re
@@ -20,7 +21,7 @@ GRAY, SLATE, BLACK, ORANGE, VERMILLION, PINK, GREEN, BLUE, SKY = (
     "#0072B2",
     "#56B4E9",
 )
-WINE, INDIGO, OLIVE, BROWN, LILAC = "#882255", "#332288", "#999933", "#7A4B1E", "#9A6BDB"
+WINE, INDIGO, OLIVE, FOREST, BROWN, LILAC = "#882255", "#332288", "#999933", "#117733", "#7A4B1E", "#9A6BDB"
 INK, FAINT, PALE = "#222222", "#c4c4c4", "#e6e6e6"
 SOLID, DASHED, DOTTED = "-", (0, (4, 1.6)), (0, (1.2, 1.2))
 MIXED = (0, (5, 1.4, 1.2, 1.4))
@@ -54,7 +55,7 @@ ALGORITHMS: dict[str, Look] = {  # in the order of tables and legends
     "ASHA_Ours_LR_Momentum": Look("ASHA + Ours WD+LR+M", SKY, MIXED, "^"),
     "PBT": Look("PBT", BROWN, SOLID, "d"),
     "PBT_Ours_LR_Momentum": Look("PBT + Ours WD+LR+M", BROWN, MIXED, "<"),
-    "Prodigy": Look("Prodigy", OLIVE, DOTTED, "h"),
+    "Prodigy": Look("Prodigy", FOREST, DOTTED, "h"),
     "ScheduleFree_SGD": Look("Schedule-Free SGD", OLIVE, DASHED, "*"),
     "ScheduleFree_AdamW": Look("Schedule-Free AdamW", OLIVE, MIXED, "H"),
     "MuLO": Look("Learned optimizer", LILAC, SOLID, "8"),

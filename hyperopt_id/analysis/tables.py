@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hyperopt_id.analysis.names import in_latex, in_markdown, printable
 from hyperopt_id.analysis.statistics import Estimate
 
 NOTHING = "–"
-LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "×": r"$\times$", "±": r"$\pm$", "–": "--"}
+LARGEST = 1e7  # that is written without an exponent
 Row = Mapping[str, Any]
 
 
 class Table(NamedTuple):
     """`note` says what the columns mean. In each block of rows with one value of `block`, the lowest value of the
-    columns `lowest` stands out, among the rows whose column `failures` is zero."""
+    columns `lowest` stands out, among the rows whose column `failures` is zero; an estimate of one value, whose
+    uncertainty nobody knows, is not compared."""
 
     name: str
     note: str
@@ -37,9 +39,10 @@ def markdown(table: Table) -> str:
     """With the first column at the left and a line of explanation above."""
     columns, strong = table.columns, lowest_cells(table)
     kinds = ["---" if _is_text(table, column) else "---:" for column in columns]
-    lines = [f"{table.note}\n" if table.note else None, f"| {' | '.join(columns)} |", f"| {' | '.join(kinds)} |"]
+    note = f"{in_markdown(table.note, None)}\n" if table.note else None
+    lines = [note, f"| {' | '.join(map(in_markdown, columns))} |", f"| {' | '.join(kinds)} |"]
     for number, row in enumerate(table.rows):
-        texts = {column: shown(row.get(column)) for column in columns}
+        texts = {column: in_markdown(shown(row.get(column))) for column in columns}
         cells = [_strong(text, "**", "**") if (number, c) in strong else text for c, text in texts.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(line for line in lines if line is not None) + "\n"
@@ -49,8 +52,8 @@ def latex(table: Table) -> str:
     """A tabular that needs the packages `booktabs` and nothing else."""
     columns, strong, before = table.columns, lowest_cells(table), None
     kinds = "".join("l" if _is_text(table, column) else "r" for column in columns)
-    lines = [f"% {table.note}"] if table.note else []
-    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", " & ".join(map(_latex, columns)) + r" \\", r"\midrule"]
+    lines = [f"% {printable(table.note, None)}"] if table.note else []
+    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", " & ".join(map(in_latex, columns)) + r" \\", r"\midrule"]
     for number, row in enumerate(table.rows):
         block = row.get(table.block) if table.block else None
         if number and block != before:
@@ -81,8 +84,10 @@ def shown(cell: Any) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return NOTHING
     if isinstance(cell, float):
-        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
-    return str(cell)
+        if math.isinf(cell):
+            return "∞" if cell > 0.0 else "−∞"
+        return f"{cell:.0f}" if 1000 <= abs(cell) < LARGEST else f"{cell:.3g}"
+    return printable(str(cell))
 
 
 def _strong(text: str, before: str, after: str) -> str:
@@ -93,14 +98,10 @@ def _strong(text: str, before: str, after: str) -> str:
 
 def _latex_cell(text: str, cell: Any, strong: bool) -> str:
     if isinstance(cell, Estimate) and text != NOTHING:
-        value, _, deviation = text.partition(" ± ")
+        value, _, deviation = text.replace("∞", r"\infty").replace("−", "-").partition(" ± ")
         value = rf"\mathbf{{{value}}}" if strong else value
-        return rf"${value} \pm {deviation}$"
-    return rf"\textbf{{{_latex(text)}}}" if strong else _latex(text)
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+        return rf"${value} \pm {deviation}$" if deviation else f"${value}$"
+    return rf"\textbf{{{in_latex(text)}}}" if strong else in_latex(text)
 
 
 def _is_text(table: Table, column: str) -> bool:
@@ -116,16 +117,17 @@ def lowest_cells(table: Table) -> set[tuple[int, str]]:
     for column in table.lowest:
         for numbers in blocks.values():
             numbers = [n for n in numbers if not table.rows[n].get(table.failures or "")]
-            values = {n: _number(table.rows[n].get(column)) for n in numbers}
-            there = {n: value for n, value in values.items() if not math.isnan(value)}
+            values = {n: _compared(table.rows[n].get(column)) for n in numbers}
+            there = {n: value for n, value in values.items() if math.isfinite(value)}
             if len(there) > 1:
                 found.add((min(there, key=lambda n, there=there: there[n]), column))
     return found
 
 
-def _number(cell: Any) -> float:
+def _compared(cell: Any) -> float:
+    """The number of a cell that can be compared with others, else NaN."""
     if isinstance(cell, Estimate):
-        return cell.value
+        return math.nan if math.isnan(cell.deviation) else cell.value
     return float(cell) if isinstance(cell, (int, float)) else math.nan
 
 
@@ -137,4 +139,5 @@ def _parts(table: Table, column: str) -> list[str]:
 def _values(column: str, cell: Any) -> Iterator[tuple[str, Any]]:
     names = [column, f"{column} deviation", f"{column} low", f"{column} high"]
     for name, value in zip(names, cell if isinstance(cell, Estimate) else [cell]):
-        yield name, "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+        text = printable(value, None) if isinstance(value, str) else value
+        yield name, "" if value is None or (isinstance(value, float) and math.isnan(value)) else text

@@ -1,6 +1,7 @@
 """What is found below a folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from logs import EventLog, config, published, write_run, write_search
 from short_runs import train
 
+from hyperopt_id.analysis import repetitions
 from hyperopt_id.analysis.collect import collect
 
 LOSSES = {"loss/test": [[2.0, 4.0], [1.0, 3.0]]}
@@ -108,3 +110,38 @@ def test_populations_without_reports_are_read_by_their_members_or_said(tmp_path:
         assert found.remarks == (
             f"no metrics.jsonl, and TensorBoard has quantiles over the members alone, left out: {run}",
         )
+
+
+def test_data_are_known_by_their_digest_and_not_by_their_path(tmp_path: Path):
+    """Two tables of one name in two folders, and one of them moved."""
+    for number, (path, digest) in enumerate([("a/t.csv", "1" * 64), ("b/t.csv", "2" * 64), ("moved/t.csv", "1" * 64)]):
+        about = config("Ours_LR", task__path=path, seed=10 * number)
+        run = write_run(tmp_path / str(number), about, {"loss/test": [[float(digest[0])] * 2]})
+        (run / "identity.json").write_text(json.dumps({"format": 1, "digests": {"data": digest}}))
+        search = write_search(tmp_path / f"s{number}", "PBT", [(0, 1.0, 2.0)], about)
+        shutil.copy(run / "identity.json", search / "runs" / "all")
+    found = collect([tmp_path])
+    assert {kind.dataset: kind.final("loss/test").tolist() for kind in found.kinds} == {
+        "t-11111111": [1.0] * 4,
+        "t-22222222": [2.0] * 2,
+    }
+    assert [len(repetitions.searches(found, name)["PBT"].incumbents) for name in found.datasets] == [2, 1]
+    assert found.remarks == ("2 different data sets are called t, and are told apart by the beginning of their digest",)
+
+
+def test_links_in_circles_are_followed_once(tmp_path: Path):
+    write_run(tmp_path / "runs" / "one", config("Ours_LR"), LOSSES)
+    for name in "abcdef":
+        (tmp_path / "runs" / name).symlink_to(tmp_path / "runs", target_is_directory=True)
+    assert [len(kind) for kind in collect([tmp_path]).kinds] == [2]
+
+
+def test_a_search_whose_log_names_a_run_elsewhere_is_left_out(tmp_path: Path):
+    write_run(tmp_path / "outside", config("Ours_LR"), LOSSES)
+    search = write_search(tmp_path / "s", "PBT", [(0, 1.0, 2.0)], config("Random"))
+    log = search / "search.jsonl"
+    log.write_text(log.read_text().replace("runs/all", "../outside"))
+    found = collect([tmp_path])
+    assert found.searches == ()
+    assert len(found.remarks) == 1
+    assert found.remarks[0].startswith(f"left out: line 1 of {log}: run: needs the path of a folder below the search")

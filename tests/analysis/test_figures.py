@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from logs import NAN, config, write_run, write_search
 
-from hyperopt_id.analysis import figures_cost, figures_hyper, figures_losses, paper, plotting, style
+from hyperopt_id.analysis import figures_cost, figures_hyper, figures_losses, paper, plotting, results, style
 from hyperopt_id.analysis.collect import collect
 from hyperopt_id.analysis.figures import FIGURES
 from hyperopt_id.analysis.load_search import Search
@@ -34,11 +34,13 @@ def curves(runs: int, **more: float) -> dict[str, list[list[float]]]:
 
 
 def write_everything(folder: Path, curves: Callable[..., dict[str, list[list[float]]]] = curves) -> None:
-    start = {"lr": [10.0 ** -(1 + i / 2) for i in range(6)], "weight_decay": [10.0 ** -(2 + i / 3) for i in range(6)]}
+    rates, decays = ([10.0 ** -(first + i / of) for i in range(12)] for first, of in ((1, 2), (2, 3)))
     digits = {"dataset": "digits"}
     for name in ("Random", "Random_Validation", "Ours_LR", "DiffThroughOpt"):
-        rates = {"accuracy/test": 0.1} if name != "DiffThroughOpt" else {}
-        write_run(folder / name, config(name, **digits), curves(6, **rates), start=start)
+        accuracy = {"accuracy/test": 0.1} if name != "DiffThroughOpt" else {}
+        runs = 12 if name == "Random" else 6
+        start = {"lr": rates[:runs], "weight_decay": decays[:runs]}
+        write_run(folder / name, config(name, **digits), curves(runs, **accuracy), start=start)
     normed = config("Ours_LR", **digits, task__model={"batch_norm": True})
     write_run(folder / "bn", normed, {"loss/test": [[1.0, 2.0]]})
     write_run(folder / "half", config("Ours_LR", **digits, task__validation_fraction=0.5), curves(6))
@@ -305,6 +307,11 @@ def test_algorithms_can_be_told_apart_in_color_and_in_gray():
         assert one.label != two.label
 
 
+def test_algorithms_can_be_told_apart_as_points():
+    for one, two in combinations(style.ALGORITHMS.values(), 2):  # h and H, d and D are alike
+        assert (one.color, one.marker.lower()) != (two.color, two.marker.lower())
+
+
 @pytest.mark.parametrize("eye", EYES)
 def test_colors_of_lines_of_one_style_are_far_apart(eye: str):
     sees, least = EYES[eye]
@@ -357,3 +364,77 @@ def test_an_unknown_algorithm_has_one_look_and_comes_last():
     assert style.look("Mine").label == "Mine"
     assert style.in_order(["Mine", "Baydin", "Random"]) == ["Random", "Baydin", "Mine"]
     assert style.datasets_in_order(["mine", "digits_bn", "digits"]) == ["digits", "digits_bn", "mine"]
+
+
+# figures that must not mislead
+
+
+def landscape_of(tmp_path: Path, finals: list[float], **changed: Any) -> Any:
+    """(learning rate, weight decay) on a diagonal line and one point beside it, and trajectories."""
+    count = len(finals)
+    start = {"lr": (10.0 ** np.linspace(-4, -1, count)).tolist(), "weight_decay": [1e-3, *[1e-5] * (count - 1)]}
+    write_run(tmp_path / "random", config("Random", **changed), {"loss/test": [finals]}, start=start)
+    moves = {"loss/test": [[1.0, 1.0]], "hyper/lr": [[0.01, 0.0]], "hyper/weight_decay": [[1e-4, 1e-4]]}
+    write_run(tmp_path / "learned", config("Ours_LR"), moves)
+    return {entry.name: list(entry.make(collect([tmp_path]))) for entry in FIGURES}["proof_of_concept"]
+
+
+def test_a_landscape_is_drawn_near_finite_runs_only(tmp_path: Path):
+    finals = [*np.linspace(2.0, 0.5, 12).tolist(), NAN, NAN, NAN]  # beyond some learning rate, all have failed
+    ((_, figure),) = landscape_of(tmp_path, finals)
+    (panel, _) = figure.axes
+    assert panel.get_title().splitlines()[1] == "dots: 12 runs, nothing learned; crosses: 3 that failed"
+    mesh, dots, crosses = panel.collections
+    assert (len(dots.get_offsets()), len(crosses.get_offsets())) == (12, 3)
+    drawn = ~np.ma.getmaskarray(np.ma.masked_invalid(mesh.get_array()))
+    rates = mesh.get_coordinates()[0, :-1, 0]
+    assert 0.2 < drawn.mean() < 0.95  # not between the line and the point beside it
+    assert rates[drawn.any(axis=0)].max() <= 10.0 ** np.linspace(-4, -1, 15)[11]
+
+
+@pytest.mark.parametrize(
+    ("finals", "changed"),
+    [
+        ([1.0] * 9, {}),
+        ([*[1.0] * 9, *[NAN] * 30], {}),
+        ([1.0] * 12, {"space__momentum": {"init": 0.5, "sample": [0.0, 1.0], "tune": []}}),
+        ([1.0] * 12, {"task__batch_size": 7}),
+    ],
+)
+def test_a_landscape_needs_its_experiment(tmp_path: Path, finals: list[float], changed: dict[str, Any]):
+    assert landscape_of(tmp_path, finals, **changed) == []
+
+
+def test_a_reference_that_has_no_steps_and_terms_has_no_cell(tmp_path: Path):
+    for steps, terms, loss in ((1, 1, 1.0), (50, 1, 2.0), (50, 2000, 3.0)):
+        about = config("Ours_LR", hypergradient={"engine": "neumann", "terms": terms, "window": None})
+        about["inner"]["steps_per_update"] = steps
+        write_run(tmp_path / f"{steps}_{terms}", about, {"loss/test": [loss]})
+    write_run(tmp_path / "random", config("Random"), {"loss/test": [0.5]})
+    ((_, figure),) = next(entry for entry in FIGURES if entry.name == "sensitivity").make(collect([tmp_path]))
+    panel, bar = figure.axes  # one grid, and its colors
+    assert {text.get_text(): text.get_position() for text in panel.texts} == {"1": (0, 0), "2": (0, 1), "3": (1, 1)}
+    assert [[label.get_text() for label in axis] for axis in (panel.get_xticklabels(), panel.get_yticklabels())] == [
+        ["1", "2000"],
+        ["1", "50"],
+    ]
+    assert figure.get_suptitle() == "UCI Energy: median final test loss; Random: 0.5, the line in the color bar"
+    assert {tuple(line.get_ydata()) for line in bar.lines} == {(0.5, 0.5)}
+    assert max(figure.get_size_inches()) < 10.0
+
+
+def test_bars_of_times_have_their_spread(tmp_path: Path):
+    for number, (vanilla, learned) in enumerate([(10.0, 18.0), (12.0, 22.0)]):
+        for name, seconds in (("Random", vanilla), ("Ours_LR", learned)):
+            about = config(name, inner__compile="off", seed=number)
+            write_run(tmp_path / f"{name}{number}", about, {"loss/test": [1.0] * 4}, seconds={"total": seconds})
+    study = collect([tmp_path])
+    ((_, figure),) = next(entry for entry in FIGURES if entry.name == "runtimes").make(study)
+    (panel,) = figure.axes
+    assert [text.get_text().strip() for text in panel.texts] == ["1.00 (n = 2)", "2.00 (n = 2)"]
+    np.testing.assert_allclose(panel.lines[1].get_xdata(), [16.0 / 9.0, 20.0 / 9.0])  # training alone, over 9 s
+    rows = results.runtimes(study).rows
+    assert [(row["directories"], row["lowest"], row["highest"]) for row in rows] == [
+        (2, pytest.approx(8.0 / 9.0), pytest.approx(10.0 / 9.0)),
+        (2, pytest.approx(16.0 / 9.0), pytest.approx(20.0 / 9.0)),
+    ]

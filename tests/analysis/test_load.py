@@ -1,6 +1,7 @@
 """What is read from run directories, from whole and from damaged ones."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_run_without_reports_is_said_to_be_so(tmp_path: Path):
 def test_a_damaged_config_is_named(tmp_path: Path):
     directory = write_run(tmp_path / "run", config("Ours_LR"), {"loss/test": [1.0]})
     (directory / "config.json").write_text('{"task": ')
-    with pytest.raises(ValueError, match=r"run/config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"run/config\.json: is no JSON .+; write it again from the config\.yaml"):
         load_run(directory)
 
 
@@ -199,3 +200,74 @@ def test_values_that_were_not_drawn_make_no_kind():
     fixed = {"population__sample": None}
     assert settings_of(config("Ours_LR", **fixed)) == settings_of(config("Ours_LR", **fixed, space__lr__init=0.5))
     assert json.dumps(settings_of(config("Ours_LR", **fixed))).count('"given"') == 2
+
+
+# what is damaged or odd
+
+
+def test_null_between_numbers_of_a_single_run_is_nan(tmp_path: Path):
+    """A run that diverges, or skips a hypergradient after a finite report, and beside it one that does neither."""
+    curves = {"loss/test": [3.0, 2.0, NAN], "hypergradient/lr": [0.5, NAN, 0.25]}
+    lost = load_run(write_run(tmp_path / "lost", config("Ours_LR"), curves))
+    np.testing.assert_array_equal(lost.curve("loss/test"), [[3.0, 2.0, NAN]])
+    np.testing.assert_array_equal(lost.curve("hypergradient/lr"), [[0.5, NAN, 0.25]])
+    assert (lost.diverged.tolist(), lost.lowest("loss/test").tolist()) == ([True], pytest.approx([NAN], nan_ok=True))
+    fine = load_run(write_run(tmp_path / "fine", config("Ours_LR", seed=1), {"loss/test": [3.0, 2.0, 1.0]}))
+    (both,) = group([lost, fine])
+    np.testing.assert_array_equal(both.final("loss/test"), [NAN, 1.0])
+
+
+def test_seeds_of_any_size_are_kept(tmp_path: Path):
+    seeds = (2**63 - 1, 2**63, 2**64 + 7)
+    runs = [
+        load_run(write_run(tmp_path / str(seed), config("Ours_LR", seed=seed), {"loss/test": [[1.0, 2.0]]}))
+        for seed in seeds
+    ]
+    (together,) = group(runs)
+    assert [identity[0] for identity in together.identities] == [2**63 - 1, 2**63, 2**63 + 1, 2**64 + 7, 2**64 + 8]
+
+
+MISTAKES = {  # file, what is put in place of it, and what is said
+    "a list": ("config.json", "[1]", r"config\.json: needs a mapping"),
+    "a name that is none": ("config.json", '{"task": {"name": 3}}', r"task: name: needs a string, found 3"),
+    "a seed that is none": ("config.json", '{"seed": "a"}', r"seed: needs an integer"),
+    "too few starts": ("config.json", '{"start": {"lr": [1.0]}}', r"start: lr: has 1 numbers, but summary.json has 2"),
+    "levels": ("config.json", '{"a": ' * 60 + "1" + "}" * 60, r"nested more than 50 levels"),
+    "no end": ("summary.json", "{", r"summary\.json: is no JSON"),
+    "no seconds": ("summary.json", '{"diverged": [false, false]}', r"summary\.json: seconds is missing"),
+    "a number too many": ("metrics.jsonl", '{"step": 1, "time": 1.0, "loss/test": [1, 2, 3]}\n', r"has 3 numbers"),
+    "text for a number": (
+        "metrics.jsonl",
+        '{"step": 1, "time": 1.0, "loss/test": "x"}\n',
+        r"loss/test: needs a number",
+    ),
+    "no step": ("metrics.jsonl", '{"time": 1.0}\n', r"line 1 of .+: step is missing"),
+    "a line twice": ("metrics.jsonl", '{"step": 1, "time": 1.0}\n' * 2, r"line 2 of .+: step 1 after step 1"),
+    "no statistics": (
+        "metrics.jsonl",
+        '{"step": 1, "time": 1, "hyper/lr": {"w": {"p10": 1}}}\n',
+        r"w: median is missing",
+    ),
+    "a level too many": ("metrics.jsonl", '{"step": 1, "time": 1, "loss/test": [[1], 2]}\n', r"needs a number"),
+    "an integer too large": ("metrics.jsonl", f'{{"step": 1, "time": 1, "a/b": {10**400}}}\n', r"needs a number"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_does_not_fit_is_named(tmp_path: Path, mistake: str):
+    name, text, message = MISTAKES[mistake]
+    directory = write_run(tmp_path / "run", config("Ours_LR"), {"loss/test": [[1.0, 2.0]]})
+    (directory / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_run(directory)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 500
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path):
+    for name in ("config.json", "summary.json", "metrics.jsonl"):
+        directory = write_run(tmp_path / name, config("Ours_LR"), {"loss/test": [1.0]})
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+        with pytest.raises(ValueError, match=f"{name}: is no regular file"):
+            load_run(directory)

@@ -73,5 +73,6 @@ def test_a_half_written_line_is_left_out_and_a_damaged_one_named(directory: Path
 
 def test_files_of_something_else_are_said_to_be_so(directory: Path):
     (directory / "summary.json").write_text(json.dumps({"repetitions": []}))
-    with pytest.raises(ValueError, match=r"no search directory: its search\.jsonl or summary\.json has no 'method'"):
+    cure = "repair or remove it, and start the search again"
+    with pytest.raises(ValueError, match=rf"search/summary\.json: method is missing; {cure}"):
         load_search(directory)

@@ -90,10 +90,11 @@ def test_mistakes_end_in_one_line(
     assert message in said.err
 
 
-def test_a_damaged_run_ends_in_one_line(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_run_is_left_out_in_one_line_and_the_others_are_shown(runs: Path, capsys: pytest.CaptureFixture[str]):
     (runs / "Random" / "metrics.jsonl").write_text("not json\n")
-    assert main(runs) == 2
+    assert main(runs) == 0
     said = capsys.readouterr()
-    assert (said.out, len(said.err.splitlines())) == ("", 1)
-    assert "line 1 of" in said.err
-    assert "is damaged" in said.err
+    (line,) = [line for line in said.err.splitlines() if "Random" in line]
+    assert line.startswith(f"warning: left out: line 1 of {runs / 'Random' / 'metrics.jsonl'} is damaged")
+    assert "Ours WD+LR" in said.out
+    assert "Random" not in said.out

@@ -52,7 +52,15 @@ def test_the_deviation_of_two_values_is_that_of_all_resamples():
     found = estimate(np.array([0.0, 2.0]), mean, resamples=100_000)
     assert found.deviation == pytest.approx(0.5**0.5, rel=0.01)
     assert (found.low, found.high) == (0.0, 2.0)
-    assert estimate(np.array([3.0]), median) == Estimate(3.0, 0.0, 3.0, 3.0)
+
+
+@pytest.mark.parametrize("others", [[], [np.nan, np.nan]])
+def test_one_value_says_nothing_about_its_uncertainty(others: list[float]):
+    values = np.array([3.0, *others])
+    for found in (estimate(values, median), estimate_selected(values, values)):
+        assert found.value == 3.0
+        assert np.isnan(found[1:]).all()
+        assert str(found) == "3.00"
 
 
 def test_no_value_has_no_statistic():

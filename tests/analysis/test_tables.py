@@ -207,3 +207,18 @@ def test_accuracies_of_hypergradients_are_listed(tmp_path: Path):
     assert rows[0]["relative error"].value == rows[0]["mean error"].value == 0.25
     assert rows[0]["1 − cosine"].value == pytest.approx(0.0)  # of one number each
     assert np.isclose(rows[0]["error, lr"].value, 0.25)
+
+
+def test_one_run_has_no_deviation_and_does_not_stand_out_beside_many(tmp_path: Path):
+    write_run(tmp_path / "many", config("Ours_LR"), {"loss/test": [[2.0 + 0.01 * n for n in range(20)]]})
+    write_run(tmp_path / "other", config("Lorraine"), {"loss/test": [[3.0 + 0.01 * n for n in range(20)]]})
+    write_run(tmp_path / "one", config("Baydin"), {"loss/test": [1.0]})
+    table = results.final_losses(collect([tmp_path]))
+    cells = {row["algorithm"]: str(row["mean"]) for row in table.rows}
+    assert cells["Baydin"] == "1.00"
+    assert [table.rows[row]["algorithm"] for row, column in sorted(lowest_cells(table)) if column == "mean"] == [
+        "Ours WD+LR"
+    ]
+    assert "$1.00$" in latex(table)
+    digits = {row["algorithm"]: row for row in csv.DictReader(io.StringIO(comma_separated(table)))}
+    assert (digits["Baydin"]["mean"], digits["Baydin"]["mean deviation"]) == ("1.0", "")
