@@ -18,6 +18,7 @@ from hyperopt_id import trees
 from hyperopt_id.trees import Params
 
 _twice: ContextVar[bool] = ContextVar("twice", default=False)
+_objective: ContextVar[bool] = ContextVar("objective", default=False)
 
 
 class Gradient(NamedTuple):
@@ -54,14 +55,29 @@ def differentiates_twice() -> bool:
     return _twice.get()
 
 
+def applies_hooks() -> bool:
+    """Whether a loss is being evaluated here for a training step. A parameter's hooks change what is trained with, not
+    what the derivative of an objective is."""
+    return not _objective.get()
+
+
+def evaluate_objective(objective: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The objective, whose derivative is to be the mathematical one."""
+    return _evaluate_within(_objective, objective, *arguments)
+
+
 def _evaluate_for_two(loss: Loss, variables: Params) -> tuple[Tensor, Any]:
+    return _evaluate_within(_twice, loss, variables)
+
+
+def _evaluate_within(purpose: ContextVar[bool], function: Callable[..., Any], *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
-        return loss(variables)
-    token = _twice.set(True)
+        return function(*arguments)
+    token = purpose.set(True)
     try:
-        return loss(variables)
+        return function(*arguments)
     finally:
-        _twice.reset(token)
+        purpose.reset(token)
 
 
 def pull(outputs: Sequence[Tensor], forms: Sequence[Tensor], inputs: trees.Tree) -> trees.Tree:

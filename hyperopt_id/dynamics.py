@@ -223,7 +223,7 @@ def objective_cotangent(
     """`(ℓ, dℓ/dz, dℓ/draw)` for `objective(params, buffers, raw)`; the last is the direct term, of those entries that
     the objective depends on."""
     params, learned = trees.variables(z.params), trees.variables(tuned)
-    value = objective(params, z.buffers, {**raw, **learned})
+    value = derivatives.evaluate_objective(objective, params, z.buffers, {**raw, **learned})
     inputs = [*params.values(), *learned.values()]
     slopes = torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
     n = len(params)

@@ -23,6 +23,7 @@ from hyperopt_id.tasks.losses import Criterion, LossFunction
 from hyperopt_id.tasks.sampling import Permutations, batch_seeds, sample_size, split_code, systematic_rows
 
 EVALUATION_ROWS = 10_000
+CHECKED_ROWS = 8  # that a model is tried on when a task is built
 Metrics = dict[str, Tensor]
 
 
@@ -149,11 +150,11 @@ def _fitted(module: FunctionalModule, dataset: Dataset, criterion: Criterion) ->
     do not suit the targets, or if its steps could not be repeated."""
     shape = list(dataset.inputs.shape[1:])
     try:
-        outputs = module.check(dataset.inputs[:2])
+        outputs = module.check(dataset.inputs[:CHECKED_ROWS])
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
-    return losses.fitted(criterion, outputs, dataset.targets[:2], dataset)
+    return losses.fitted(criterion, outputs, dataset.targets[:CHECKED_ROWS], dataset)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_a_module_does_not_keep_what_it_was_given(columns: int):
     params, _ = module.init(0)
     with contextlib.suppress(RuntimeError):
         module.train(params, {}, torch.tensor(0), torch.ones(1, columns).double())
-    copies = [copy for copy, _ in module.training.copies.values()]
+    copies = [instance.module for instance in module.training.own_instances()]
     assert len(copies) == 1
     for template in (module.training.module, *copies):
         assert all(isinstance(value, nn.Parameter) for value in template.parameters())

@@ -164,17 +164,20 @@ def test_assigned_buffers_under_vmap_and_compile_equal_those_of_a_loop(index: Te
     torch.testing.assert_close(torch.compile(vmap(step), backend="eager")(stacked, states), (lifted, (after, {})))
 
 
-def test_assigned_buffers_keep_their_type():
+def test_buffers_have_the_type_that_a_step_gives_them():
     class Counts(Mean):
         def forward(self, inputs: Tensor) -> Tensor:
-            self.count = self.count + 1.0
+            self.count = 0.5 * self.count + 1.0
             return self.linear(inputs)
 
     task = regression(Counts)
     params, buffers = task.init(0)
-    _, (after, _) = task.loss(params, buffers, batch())
-    assert after["count"].dtype == torch.int64
-    assert after["count"] == 1
+    module = Counts()
+    for step in range(3):
+        _, (buffers, _) = task.loss(params, buffers, batch(step))
+        module(DATA.inputs[:5])
+        assert buffers["count"].dtype == module.count.dtype == torch.float32
+        assert buffers["count"] == module.count
 
 
 def test_evaluation_writes_to_no_buffer():

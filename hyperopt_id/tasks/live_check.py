@@ -1,0 +1,258 @@
+"""The functional view of a module against the module itself, tried once before training.
+
+Two training steps of gradient descent, from weights of another seed than those that the view's instances were made
+with, on real inputs: outputs, gradients and buffers of the view equal those of a live module and `loss.backward()`.
+The loss is a fixed polynomial of the outputs. A view that has been used before, with other weights and other rows,
+and one that repeats a step give the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperopt_id import trees
+from hyperopt_id.tasks import module_checks
+from hyperopt_id.tasks.models.layers import begin_pass, dropouts_of
+from hyperopt_id.tasks.module_state import Slot, Tensors, attributes, divided, equal, has_graph, registered
+from hyperopt_id.tasks.template import Instance
+
+if TYPE_CHECKING:
+    from hyperopt_id.tasks.functional import FunctionalModule
+
+Start = tuple[Tensors, Tensors]
+STEP_SEED, RATE = 12345, 1e-2
+
+
+class MismatchError(ValueError):
+    """The view is not the module."""
+
+
+@torch.enable_grad()
+def check(view: FunctionalModule, arguments: tuple[Any, ...]) -> Any:
+    """The outputs in evaluation mode.
+
+    Raises ValueError if the view is not a pure function, or not that of the module.
+    """
+    with module_checks.generators_untouched(view.device):
+        arguments, start = trees.map(torch.clone, arguments), view.init(0)
+        start = _repeat(view, start, arguments)
+        outputs = trees.detach(view.evaluate(*start, *arguments))
+        try:
+            _compare(view, start, arguments)
+        except MismatchError:
+            reached = _reached(view, start, arguments)
+            if not reached:
+                raise
+            view.use_objects(f"forward reads {reached[0]} through a plain reference (a list, a closure, ...)")
+            _compare(view, start, arguments)
+        _try_traced(view, start, arguments)
+    return outputs
+
+
+def _try_traced(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> None:
+    """Note why a compiler would not trace the function of the module, if what it traces is not that."""
+    if "compile" in view.limits:
+        return
+    if view.training.obstacle is not None:
+        view.limits["compile"] = f"it cannot be copied ({view.training.obstacle})"
+        return
+    params, buffers = start
+    given = {**params, **trees.map(torch.clone, buffers)}
+    seed = torch.tensor(STEP_SEED, device=view.device)
+    with torch.no_grad():
+        wanted, _ = view.training(given, seed, *arguments)
+        outputs, _ = view.training.traced({**params, **trees.map(torch.clone, buffers)}, seed, *arguments)
+    if not all(map(close, trees.leaves(outputs), trees.leaves(wanted))):
+        view.limits["compile"] = "a copy of it computes something else (it refers to itself in a closure)"
+
+
+def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> Start:
+    """The start, with buffers of the types that a step gives them.
+
+    Raises ValueError if a step that is repeated is another one.
+    """
+    params, buffers = start
+    seed = torch.tensor(STEP_SEED, device=view.device)
+    before, results, states = trees.map(torch.clone, arguments), [], []
+    for _ in range(2):
+        outputs, after = view.training({**params, **trees.map(torch.clone, buffers)}, seed, *arguments)
+        results.append(trees.leaves(outputs))
+        states.append({name: _copy(slot) for name, slot in _attributes(view).items()})
+        for name, value in buffers.items():
+            if isinstance(after.get(name), Tensor) and after[name].dtype != value.dtype:
+                view.promoted[name] = torch.promote_types(after[name].dtype, value.dtype)
+        buffers = view.with_types(buffers)
+    if not all(map(module_checks.same, trees.leaves(arguments), trees.leaves(before))):
+        raise ValueError("forward writes to its inputs, which are the data: let it begin with inputs = inputs.clone()")
+    if len(results[0]) != len(results[1]) or not all(map(module_checks.same, *results)):
+        raise ValueError(
+            "the model gives other outputs when a training step is repeated, so no step could be: keep what it "
+            "remembers in buffers (register_buffer), and let nn.Dropout draw its random numbers"
+        )
+    for name, value in states[1].items():
+        if name not in states[0] or not equal(states[0][name], value):
+            raise ValueError(
+                f"forward changes the attribute {name} at every call, which is no part of a run's state and would "
+                "not be saved, restored or kept apart for several runs: make it a buffer, register_buffer(...)"
+            )
+    for kept in view.training.own_instances():
+        for part, twin in zip(kept.dropouts, dropouts_of(view.training.module), strict=True):
+            twin.repeated = part.calls > 1
+    return params, buffers
+
+
+def _attributes(view: FunctionalModule) -> dict[str, Slot]:
+    return {name: slot for kept in view.training.own_instances() for name, slot in attributes(kept.module).items()}
+
+
+def _copy(slot: Slot) -> Any:
+    value = slot.value
+    return value.detach().clone() if isinstance(value, Tensor) else value.copy() if hasattr(value, "copy") else value
+
+
+def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> None:
+    """Raises ValueError if training steps of the view and of the module differ."""
+    live = view.another()
+    params, buffers = divided(live, view.varying)
+    buffers = view.with_types(buffers)
+    seed = torch.tensor(STEP_SEED, device=view.device)
+    view.train(*start, seed, *trees.map(_other_rows, arguments))
+    begin_pass(dropouts_of(live), seed)
+    for step in range(2):
+        inputs = trees.map(torch.clone, arguments)
+
+        def live_step(inputs: tuple[Any, ...] = inputs) -> tuple[Any, Tensors]:
+            return _live_step(live, seed, inputs)
+
+        wanted, expected = live_step() if step else module_checks.check_writes(live, {*buffers}, live_step)
+        outputs, slopes, buffers = _view_step(view, params, buffers, seed, arguments)
+        first, second = trees.leaves(outputs), trees.leaves(wanted)
+        if len(first) != len(second) or not all(map(close, first, second)):
+            raise MismatchError(_message("outputs"))
+        for name, slope in slopes.items():
+            if not close(slope, expected[name]):
+                raise MismatchError(_message(f"the gradient of {name}"))
+        params = {name: value - RATE * slopes[name] for name, value in params.items()}
+        with torch.no_grad():
+            for name, parameter in live.named_parameters():
+                if name in params:
+                    parameter.copy_(params[name])
+    state = {slot.name: slot.value for slot in registered(live)}
+    for name, value in buffers.items():
+        if name in state and not close(value, state[name].detach()):
+            raise MismatchError(_message(f"the buffer {name} after a step"))
+
+
+def _message(what: str) -> str:
+    return (
+        f"{what} of the model differ from those of the module itself: it depends on something that is no parameter, "
+        "buffer or attribute (a closure, a global, what a first call keeps); make it a buffer, register_buffer(...), "
+        "and read it as self.name"
+    )
+
+
+def _live_step(live: nn.Module, seed: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, Tensors]:
+    """Outputs and gradients of an ordinary training step."""
+    begin_pass(dropouts_of(live), seed)
+    live.zero_grad()
+    outputs = live(*arguments)
+    value = _loss(outputs)
+    value.backward()
+    for slot in registered(live):
+        if has_graph(slot.value):  # a buffer is carried as a constant
+            slot.store[slot.key] = slot.value.detach()
+    trained = [(name, p) for name, p in live.named_parameters() if p.requires_grad]
+    return trees.detach(outputs), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained}
+
+
+def _view_step(
+    view: FunctionalModule, params: Tensors, buffers: Tensors, seed: Tensor, arguments: tuple[Any, ...]
+) -> tuple[Any, Tensors, Tensors]:
+    """Outputs, gradients and buffers of the view."""
+    variables = trees.variables(params)
+    outputs, buffers = view.train(variables, buffers, seed, *arguments)
+    value = _loss(outputs)
+    _refuse_outer(view, value)
+    try:
+        slopes = torch.autograd.grad(value, list(variables.values()), allow_unused=True)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"torch.autograd.grad cannot differentiate the model: {why} (activation checkpointing needs "
+            "use_reentrant=False)"
+        ) from error
+    filled = (torch.zeros_like(x) if slope is None else slope for slope, x in zip(slopes, params.values(), strict=True))
+    return trees.detach(outputs), dict(zip(params, filled, strict=True)), buffers
+
+
+def _loss(outputs: Any) -> Tensor:
+    """A scalar that depends on every number of the outputs, and on no two alike."""
+    total: Any = 0.0
+    for leaf in trees.leaves(outputs):
+        real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+        if real.is_floating_point() and real.numel():
+            weights = torch.arange(real.numel(), device=real.device).cos().to(real.dtype).reshape(real.shape)
+            total = total + (real * (weights + 0.5 * real)).mean()
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        raise ValueError("the outputs of the model do not depend on any parameter that is trained")
+    return total
+
+
+def _refuse_outer(view: FunctionalModule, value: Tensor) -> None:
+    """Raises ValueError if a copy still reads the module that it was copied from."""
+    named = dict(view.build.original.named_parameters()) if view.build.original is not None else {}
+    outer = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    slopes = torch.autograd.grad(value, list(outer.values()), retain_graph=True, allow_unused=True) if outer else ()
+    for name in [name for name, slope in zip(outer, slopes, strict=True) if slope is not None]:
+        raise ValueError(
+            f"forward reads {name} of the module that the function hands out at every call (a closure over it), not "
+            "that of its copy: make the module inside the function"
+        )
+
+
+def _reached(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> list[str]:
+    """Names of the tensors that forward reads from somewhere else than where others have been put."""
+    params, buffers = start
+    instance = Instance(view.build(0).train(), view.varying, objects=False)
+
+    def loss() -> Tensor:
+        instance.place({**trees.variables(params), **trees.map(torch.clone, buffers)})
+        begin_pass(instance.dropouts, torch.tensor(STEP_SEED, device=view.device))
+        return _loss(instance.module(*trees.map(torch.clone, arguments)))
+
+    own = {slot.name: tensor for slot, tensor in zip(instance.slots, instance.own, strict=True)}
+    trained = {name: tensor for name, tensor in own.items() if tensor.requires_grad}
+    value = loss()
+    slopes = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    names = [name for name, slope in zip(trained, slopes, strict=True) if slope is not None]
+    for name in [name for name in own if name not in trained and name in buffers]:
+        with torch.no_grad():
+            own[name].add_(1)
+        if not close(loss().detach(), value.detach()):
+            names.append(name)
+        with torch.no_grad():
+            own[name].sub_(1)
+    return names
+
+
+def _other_rows(tensor: Tensor) -> Tensor:
+    """Another batch of the same shape: half of its rows, twice."""
+    return tensor if tensor.ndim == 0 else tensor[torch.arange(len(tensor), device=tensor.device) // 2]
+
+
+def close(first: Tensor, second: Tensor) -> bool:
+    """Equal up to rounding, relative to the largest number."""
+    if first.shape != second.shape:
+        return False
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second.to(first.dtype))
+    if first.dtype == second.dtype and torch.equal(first, second):
+        return True
+    wide = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    first, second = (torch.where(x != x, 0.0, x.to(wide)) for x in (first, second))
+    size = torch.stack([x.abs().amax() for x in (first, second)]).amax() if first.numel() else first.new_zeros(())
+    return bool(((first - second).abs() <= tolerance * size).all())
