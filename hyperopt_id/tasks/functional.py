@@ -98,13 +98,14 @@ class FunctionalModule:
             template.read_by_objects()
         self.limits.update(vmap=reason, compile=reason)
 
-    def check(self, *arguments: Any) -> Any:
-        """The outputs in evaluation mode. The global generators are left as they were.
+    def check(self, *arguments: Any, shown: tuple[Any, ...] | None = None) -> Any:
+        """The outputs in evaluation mode for the arguments `shown` (default: all). The global generators are left as
+        they were.
 
         Raises ValueError if a training step could not be repeated, would lose part of its state, or is not that of the
         module itself.
         """
-        return live_check.check(self, arguments)
+        return live_check.check(self, arguments, arguments if shown is None else shown)
 
 
 def _kept(name: str, before: Tensor, after: Any) -> Tensor:

@@ -31,15 +31,15 @@ class MismatchError(ValueError):
 
 
 @torch.enable_grad()
-def check(view: FunctionalModule, arguments: tuple[Any, ...]) -> Any:
-    """The outputs in evaluation mode.
+def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, ...]) -> Any:
+    """The outputs in evaluation mode for the arguments `shown`.
 
     Raises ValueError if the view is not a pure function, or not that of the module.
     """
     with module_checks.generators_untouched(view.device):
         arguments, start = trees.map(torch.clone, arguments), view.init(0)
         start = _repeat(view, start, arguments)
-        outputs = trees.detach(view.evaluate(*start, *arguments))
+        outputs = trees.detach(view.evaluate(*start, *trees.map(torch.clone, shown)))
         try:
             _compare(view, start, arguments)
         except MismatchError:
@@ -48,25 +48,24 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...]) -> Any:
                 raise
             view.use_objects(f"forward reads {reached[0]} through a plain reference (a list, a closure, ...)")
             _compare(view, start, arguments)
-        _try_traced(view, start, arguments)
+        if "compile" not in view.limits and (why := _untraceable(view, start, arguments)):
+            view.limits["compile"] = why
     return outputs
 
 
-def _try_traced(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> None:
-    """Note why a compiler would not trace the function of the module, if what it traces is not that."""
-    if "compile" in view.limits:
-        return
+def _untraceable(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> str | None:
+    """Why the function that a compiler would trace is not that of the module, or None."""
     if view.training.obstacle is not None:
-        view.limits["compile"] = f"it cannot be copied ({view.training.obstacle})"
-        return
+        return f"it cannot be copied ({view.training.obstacle})"
     params, buffers = start
-    given = {**params, **trees.map(torch.clone, buffers)}
-    seed = torch.tensor(STEP_SEED, device=view.device)
-    with torch.no_grad():
-        wanted, _ = view.training(given, seed, *arguments)
-        outputs, _ = view.training.traced({**params, **trees.map(torch.clone, buffers)}, seed, *arguments)
-    if not all(map(close, trees.leaves(outputs), trees.leaves(wanted))):
-        view.limits["compile"] = "a copy of it computes something else (it refers to itself in a closure)"
+    seed, results = torch.tensor(STEP_SEED, device=view.device), []
+    try:
+        for function in (view.training, view.training.traced):
+            given = {**params, **trees.map(torch.clone, buffers)}
+            results.append(trees.leaves(trees.detach(function(given, seed, *trees.map(torch.clone, arguments))[0])))
+    except RuntimeError as error:
+        return str(error).strip().partition("\n")[0]
+    return None if all(map(close, *results)) else "a copy of it computes something else (a closure refers to it)"
 
 
 def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> Start:
@@ -77,13 +76,9 @@ def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) ->
     params, buffers = start
     seed = torch.tensor(STEP_SEED, device=view.device)
     before, results, states = trees.map(torch.clone, arguments), [], []
-    for _ in range(2):
-        outputs, after = view.training({**params, **trees.map(torch.clone, buffers)}, seed, *arguments)
-        results.append(trees.leaves(outputs))
+    for _ in range(2):  # in one instance: nothing keeps a graph
+        results.append(_outputs(view, params, buffers, seed, arguments))
         states.append({name: _copy(slot) for name, slot in _attributes(view).items()})
-        for name, value in buffers.items():
-            if isinstance(after.get(name), Tensor) and after[name].dtype != value.dtype:
-                view.promoted[name] = torch.promote_types(after[name].dtype, value.dtype)
         buffers = view.with_types(buffers)
     if not all(map(module_checks.same, trees.leaves(arguments), trees.leaves(before))):
         raise ValueError("forward writes to its inputs, which are the data: let it begin with inputs = inputs.clone()")
@@ -104,8 +99,25 @@ def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) ->
     return params, buffers
 
 
+def _outputs(
+    view: FunctionalModule, params: Tensors, buffers: Tensors, seed: Tensor, arguments: tuple[Any, ...]
+) -> list[Tensor]:
+    """Of a training step, which also shows the types that it gives to buffers."""
+    given = {**trees.variables(params), **trees.map(torch.clone, buffers)}
+    outputs, after = view.training(given, seed, *arguments)
+    for name, value in buffers.items():
+        if isinstance(after.get(name), Tensor) and after[name].dtype != value.dtype:
+            view.promoted[name] = torch.promote_types(after[name].dtype, value.dtype)
+    return trees.leaves(trees.detach(outputs))
+
+
 def _attributes(view: FunctionalModule) -> dict[str, Slot]:
-    return {name: slot for kept in view.training.own_instances() for name, slot in attributes(kept.module).items()}
+    """What the instances of this thread keep beside parameters and buffers."""
+    found = {}
+    for kept in view.training.own_instances():
+        own = {id(tensor) for tensor in kept.own}
+        found |= {name: slot for name, slot in attributes(kept.module).items() if id(slot.value) not in own}
+    return found
 
 
 def _copy(slot: Slot) -> Any:
@@ -224,10 +236,12 @@ def _reached(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
         return _loss(instance.module(*trees.map(torch.clone, arguments)))
 
     own = {slot.name: tensor for slot, tensor in zip(instance.slots, instance.own, strict=True)}
+    before = {name: own[name].detach().clone() for name in buffers}
     trained = {name: tensor for name, tensor in own.items() if tensor.requires_grad}
     value = loss()
     slopes = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     names = [name for name, slope in zip(trained, slopes, strict=True) if slope is not None]
+    names += [name for name, tensor in before.items() if not equal(tensor, own[name])]
     for name in [name for name in own if name not in trained and name in buffers]:
         with torch.no_grad():
             own[name].add_(1)

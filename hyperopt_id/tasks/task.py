@@ -150,11 +150,11 @@ def _fitted(module: FunctionalModule, dataset: Dataset, criterion: Criterion) ->
     do not suit the targets, or if its steps could not be repeated."""
     shape = list(dataset.inputs.shape[1:])
     try:
-        outputs = module.check(dataset.inputs[:CHECKED_ROWS])
+        outputs = module.check(dataset.inputs[:CHECKED_ROWS], shown=(dataset.inputs[:2],))
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
-    return losses.fitted(criterion, outputs, dataset.targets[:CHECKED_ROWS], dataset)
+    return losses.fitted(criterion, outputs, dataset.targets[:2], dataset)
 
 
 @dataclass(frozen=True)
