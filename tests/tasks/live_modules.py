@@ -230,12 +230,13 @@ class Permuted(Net):
     """A permutation as a plain attribute, and a mask that state_dict does not hold."""
 
     mask: Tensor
+    shifts: dict[str, list[Tensor]]
 
     def __init__(self) -> None:
         super().__init__()
         self.order = torch.randperm(4)
         self.register_buffer("mask", (torch.rand(6) < 0.5).double(), persistent=False)
-        self.shifts: dict[str, list[Tensor]] = {"one": [torch.randn(6)]}
+        self.shifts = {"one": [torch.randn(6)]}
 
     def hidden(self, inputs: Tensor) -> Tensor:
         return super().hidden(inputs[:, self.order]) * self.mask + self.shifts["one"][0]
