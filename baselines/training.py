@@ -122,11 +122,7 @@ def take_up(workshop: Workshop, directory: Path, tree: Tree, changes: Mapping[st
     if changes:
         raw = perturbed(workshop.space, tree["run"]["raw"], changes)
         tree = {**tree, "run": {**tree["run"], "raw": raw}}
-    training = _open(workshop, directory, config, tree["reports"], _parts(workshop, config), tree)
-    for name, rows in tree["trace"].items():
-        file = np.load(directory / "trace" / f"{name}.npy", mmap_mode="r+")
-        file[: len(rows)] = rows.numpy()
-    return training
+    return _open(workshop, directory, config, tree["reports"], _parts(workshop, config), tree)
 
 
 def _parts(workshop: Workshop, config: Config) -> Parts:

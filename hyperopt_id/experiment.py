@@ -8,7 +8,8 @@ position, so the state of a run and the number of hyper-updates are all that a r
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.experiment_state import state_check
 from hyperopt_id.population import Record, Run
 from hyperopt_id.telemetry import as_json, measure, synchronize
-from hyperopt_id.telemetry.trace import open_trace
+from hyperopt_id.telemetry.trace import Trace, open_trace
 
 
 class Log(Protocol):
@@ -68,15 +69,15 @@ def stages(
     _check_splits(parts, plan)
     progress = Progress.load(parts, plan, resume) if resume is not None else Progress.begin(parts)
     starting = Progress.begin(parts).chunks if plan.reset else None
-    trace = _tracer(parts, plan, progress, telemetry)
+    trace = _begin_trace(parts, plan, progress, telemetry, (resume or {}).get("trace"))
     on_threads = parts.compiled and parts.device.type == "cpu"
     yield progress
-    with runtime.shared_out(len(parts.members) if on_threads else 1) as each:
+    with runtime.shared_out(len(parts.members) if on_threads else 1) as each, closing(trace or ExitStack()):
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
             progress.update = update + 1
-            trace()
+            _write_trace(parts, progress, trace)
             last = progress.update == plan.updates
             reported = last or progress.update % plan.report_every == 0
             if reported:
@@ -183,20 +184,23 @@ class Progress:
         }
 
 
-def _tracer(parts: Parts, plan: Plan, progress: Progress, telemetry: Log | None) -> Callable[[], None]:
-    """Writes the present hyperparameters into the trace, now and at every call."""
+def _begin_trace(
+    parts: Parts, plan: Plan, progress: Progress, telemetry: Log | None, rows_before: Mapping[str, Tensor] | None
+) -> Trace | None:
+    """The trace, with the present hyperparameters in it."""
     if telemetry is None:
-        return lambda: None
+        return None
     hyper = progress.hyper(parts)
-    trace = open_trace(telemetry.directory, hyper, plan.updates, plan.steps_per_update, plan.trace_every)
+    length = plan.updates, plan.steps_per_update, plan.trace_every
+    trace = open_trace(telemetry.directory, hyper, *length, update=progress.update, rows_before=rows_before)
     trace.write(progress.update, hyper)
+    return trace
 
-    def write() -> None:
-        if trace.due(progress.update):
-            with parts.stopwatch.measure("logging"):
-                trace.write(progress.update, progress.hyper(parts))
 
-    return write
+def _write_trace(parts: Parts, progress: Progress, trace: Trace | None) -> None:
+    if trace is not None and trace.due(progress.update):
+        with parts.stopwatch.measure("logging"):
+            trace.write(progress.update, progress.hyper(parts))
 
 
 def _report(parts: Parts, plan: Plan, progress: Progress, records: list[Record], telemetry: Log | None) -> None:

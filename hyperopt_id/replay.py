@@ -15,12 +15,14 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from hyperopt_id import launch
 from hyperopt_id.build.identity import check_digests, read_identity
@@ -181,10 +183,20 @@ def _schedule(source: Source, stretch: float) -> Schedule:
         if name not in files and not own:
             raise ValueError(f"the trace in {directory} has no {name}; it is damaged, or of another version")
         values[name] = own or files[name][:, member]
+        _check_known(name, own or {name: files[name][:, member]}, directory)
     _say(source, steps_per_row)
     inner = config.inner
     first = inner.total_steps - inner.steps_per_update if inner.reset else 0
     return Schedule(values, steps_per_row, Fraction(str(stretch)), first)
+
+
+def _check_known(name: str, files: Mapping[str, Any], directory: Path) -> None:
+    """Raise ValueError if rows are unknown; a finished run has written all others."""
+    if any(np.isnan(rows).any() for rows in files.values()):
+        raise ValueError(
+            f"the trace in {directory} has rows of {name} that are not known: its files were lost before a resume; "
+            "train the run anew to replay it"
+        )
 
 
 def _say(source: Source, steps_per_row: int) -> None:

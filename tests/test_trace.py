@@ -1,11 +1,15 @@
 """The hyperparameter trace holds the values that training used, of every granularity, interrupted or not."""
 
+import errno
 import logging
+import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from short_runs import ENGINES, POPULATIONS, interrupted, reports, train
+from short_runs import ENGINES, POPULATIONS, assert_same_run, interrupted, reports, train
 
 from hyperopt_id import cli
 from hyperopt_id.telemetry import trace
@@ -55,6 +59,102 @@ def test_a_resumed_run_has_the_trace_of_an_uninterrupted_one(tmp_path):
     assert left.keys() == right.keys()
     for name, value in left.items():
         np.testing.assert_array_equal(value, right[name])
+
+
+def damaged(path, content):
+    path.write_bytes(content)
+
+
+TRACES = {  # what may have happened to the files of a trace -> is anything unknown then
+    "nothing": (lambda trace: None, False),
+    "gone": (shutil.rmtree, True),
+    "one file gone": (lambda trace: (trace / "lr.npy").unlink(), True),
+    "one file cut": (lambda trace: os.truncate(trace / "lr.npy", 100), True),
+    "one file empty": (lambda trace: damaged(trace / "lr.npy", b""), True),
+    "one file a pipe": (lambda trace: ((trace / "lr.npy").unlink(), os.mkfifo(trace / "lr.npy")), True),
+    "one file of another form": (lambda trace: np.save(trace / "lr.npy", np.zeros((3, 1), np.float32)), True),
+    "one file of objects": (lambda trace: np.save(trace / "lr.npy", np.array([{}]), allow_pickle=True), True),
+    "trace.json gone": (lambda trace: (trace / "trace.json").unlink(), True),
+    "trace.json empty": (lambda trace: damaged(trace / "trace.json", b""), True),
+    "trace.json odd": (lambda trace: damaged(trace / "trace.json", b'{"steps_per_row": [0]}'), True),
+    "trace.json of 0": (lambda trace: damaged(trace / "trace.json", b'{"steps_per_row": 0}'), True),
+    "a file for the folder": (lambda trace: (shutil.rmtree(trace), damaged(trace, b"")), None),  # None: no trace then
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("traced") / "whole", *ENGINES["neumann"])
+
+
+@pytest.mark.parametrize("damage", TRACES)
+def test_no_trace_blocks_a_resume_and_unknown_rows_are_nan_and_not_replayed(damage, whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    change, unknown = TRACES[damage]
+    change(cut / "trace")
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
+    said = capsys.readouterr().err
+    assert said.count("\n") == (unknown is not False)
+    assert ("the trace of the first 3 hyper-updates is lost" in said) == (unknown is True)
+    if unknown is None:
+        assert "cannot be written" in said
+        return
+    (steps, left), (same_steps, right) = read_trace(whole), read_trace(cut)
+    assert steps == same_steps
+    np.testing.assert_array_equal(left["lr"][3:], right["lr"][3:])
+    np.testing.assert_array_equal(right["lr"][:3], np.full((3, 1), np.nan) if unknown else left["lr"][:3])
+    assert cli.replay([str(cut), "-n", "replayed"]) == (2 if unknown else 0)
+    assert ("not known" in capsys.readouterr().err) == unknown
+
+
+@pytest.mark.parametrize("every", [0, 2, 3])
+def test_a_resumed_run_keeps_the_period_of_its_trace(every, whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    assert cli.train(["--resume", str(cut), "-s", f"report.trace_every={every}"]) == 0
+    assert "goes on with a row for every 1 hyper-updates, as it was begun" in capsys.readouterr().err
+    (_, left), (_, right) = read_trace(whole), read_trace(cut)
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name])
+
+
+def test_a_trace_begun_at_a_resume_has_unknown_rows_before_it(tmp_path):
+    cut = interrupted(train(tmp_path / "whole", *TUNE_ALL, "report.trace_every=0"), tmp_path / "cut", update=3)
+    assert cli.train(["--resume", str(cut), "-s", "report.trace_every=1"]) == 0
+    assert np.isnan(read_trace(cut)[1]["lr"]).tolist() == [[True]] * 3 + [[False]] * 3
+
+
+def test_a_trace_of_more_files_than_a_process_may_open(tmp_path):
+    values = {"lr": {f"layer.{i}": torch.full((2,), float(i)) for i in range(200)}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+    try:
+        opened = open_trace(tmp_path, values, updates=3, steps_per_update=1, every=1)
+        opened.write(2, values)
+        _, read = read_trace(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(read) == 200
+    assert all(read[f"lr/layer.{i}"].tolist() == [[0.0, 0.0], [0.0, 0.0], [i, i]] for i in range(200))
+
+
+def test_a_full_disk_is_an_error_at_the_start_and_a_warning_later(tmp_path, monkeypatch, caplog):
+    values = {"lr": torch.zeros(2)}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened = open_trace(tmp_path, values, updates=3, steps_per_update=1, every=1)
+    monkeypatch.setattr(os, "pwrite", full)
+    opened.write(1, values)
+    opened.write(2, values)
+    assert caplog.text.count("No space left on device") == 1
+    assert not (tmp_path / "trace" / "trace.json").exists()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_trace(tmp_path / "new", values, updates=3, steps_per_update=1, every=1)
+    assert open_trace(tmp_path, values, updates=3, steps_per_update=1, every=1, update=2).every == 0
 
 
 def test_fixed_hyperparameters_are_one_row(tmp_path):

@@ -247,6 +247,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def synchronize(directory: Path) -> None:
-    """Have the reports and the trace on the disk, before the checkpoint that relies on them."""
+    """Have the reports and the trace on the disk, before the checkpoint after which nobody writes them again."""
     for path in (*directory.glob("metrics.jsonl"), *directory.glob("trace/**/*.npy")):
         files.synchronize(path)

@@ -1,0 +1,127 @@
+"""Files of rows: npy files of known length that are written row by row.
+
+    header of the npy format | row 0 | row 1 | ... | row N - 1
+
+They are written by `pwrite` and not through memory maps, for a map keeps a file descriptor each, and where the disk is
+full it ends the process by SIGBUS. What was never written is 0.
+"""
+
+import errno
+import math
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hyperopt_id.files import open_regular, synchronize
+
+Shape = tuple[int, ...]
+
+
+class _Header(NamedTuple):
+    shape: Shape
+    dtype: np.dtype
+    offset: int  # of row 0
+
+
+class RowFile:
+    """An npy file [rows, ...], open all the time (`keep_open`) or for every row."""
+
+    def __init__(self, path: Path, header: _Header, keep_open: bool) -> None:
+        self._path, self._header = path, header
+        self._row = header.dtype.itemsize * math.prod(header.shape[1:])
+        self._descriptor = os.open(path, os.O_WRONLY) if keep_open else None
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Write a row."""
+        self._write(self._header.offset + row * self._row, values)
+
+    def write_all(self, rows: np.ndarray) -> None:
+        """Write the first `len(rows)` rows."""
+        self._write(self._header.offset, rows)
+
+    def forget(self, rows: int) -> None:
+        """Make the first `rows` rows unknown."""
+        nothing = np.full(self._header.shape[1:], math.nan, self._header.dtype)
+        for row in range(rows):
+            self.write(row, nothing)
+
+    def _write(self, offset: int, values: np.ndarray) -> None:
+        content = np.ascontiguousarray(values, self._header.dtype).reshape(-1).view(np.uint8).data
+        descriptor = os.open(self._path, os.O_WRONLY) if self._descriptor is None else self._descriptor
+        try:
+            while content:
+                written = os.pwrite(descriptor, content, offset)
+                content, offset = content[written:], offset + written
+        finally:
+            if self._descriptor is None:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def open_rows(path: Path, shape: Shape, dtype: np.dtype, *, again: bool, keep_open: bool) -> tuple[RowFile, bool]:
+    """(the file, whether it is new): the one that is there, `again`, where it has this shape and type."""
+    if again:
+        try:
+            header = _header(path)
+        except ValueError:
+            header = None
+        if header is not None and (header.shape, header.dtype) == (shape, dtype):
+            return RowFile(path, header, keep_open), False
+    return RowFile(path, _create(path, shape, dtype), keep_open), True
+
+
+def _create(path: Path, shape: Shape, dtype: np.dtype) -> _Header:
+    """A file of zeros, with its space on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        path.unlink()
+    with open(path, "wb") as file:
+        about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, about)
+        offset, size = file.tell(), dtype.itemsize * math.prod(shape)
+        file.flush()
+        _allocate(file.fileno(), offset + size)
+        os.fsync(file.fileno())
+    synchronize(path.parent)
+    return _Header(shape, dtype, offset)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(descriptor, size)  # a file system that cannot promise space
+
+
+def _header(path: Path) -> _Header:
+    """Raises ValueError unless the file is a whole npy file of rows."""
+    with open_regular(path) as file:
+        try:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("of another version of the format")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # damage can surface as almost any exception
+            raise ValueError(f"{path}: is damaged, or no npy file") from error
+        offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    if fortran or dtype.hasobject or not shape or size != offset + dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{path}: is damaged: {size} bytes are not {list(shape)} of {dtype}")
+    return _Header(shape, dtype, offset)
+
+
+def read_rows(path: Path, mapped: bool) -> np.ndarray:
+    """The rows of a file [rows, ...], mapped into memory or read. Raises ValueError if it is damaged."""
+    header = _header(path)
+    if not math.prod(header.shape):
+        return np.zeros(header.shape, header.dtype)
+    if mapped:
+        return np.memmap(path, header.dtype, "r", header.offset, header.shape)
+    return np.fromfile(path, header.dtype, offset=header.offset).reshape(header.shape)
