@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from baselines.arguments import INSTALL
-from baselines.signals import as_ctrl_c
+from baselines.signals import as_ctrl_c, kept
 
 MEMORY = 128 * 2**20  # bytes of Ray's object store, through which only configs go
 PATIENCE = 5.0  # seconds; Ray itself would try for two minutes
@@ -76,7 +76,7 @@ def cluster(resources: Resources) -> Iterator[None]:
     check_ray()
     import ray
 
-    with as_ctrl_c(), environment(QUIET), _running(resources.workers, resources.address):  # Ray has replaced handlers
+    with environment(QUIET), _running(resources.workers, resources.address), as_ctrl_c():
         gpus, needed = ray.cluster_resources().get("GPU", 0.0), resources.gpus_per_trial or 0.0
         if gpus < needed:
             raise ValueError(f"given {needed:g} GPUs for each trial, but Ray sees {gpus:g} in all")
@@ -110,7 +110,7 @@ def _running(workers: int, address: str | None) -> Iterator[None]:
     if workers < 1:
         raise ValueError(f"given {workers} workers; needed: 1 or more")
     if address is not None:
-        with _one_line(_unusable(address)):
+        with _one_line(_unusable(address)), kept():
             ray.init(address=address, **common)
         try:
             yield
@@ -120,7 +120,7 @@ def _running(workers: int, address: str | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="ray_")
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": MEMORY, "_temp_dir": folder}
     try:
-        with _loopback(), _one_line("Ray cannot be started here"):
+        with _loopback(), _one_line("Ray cannot be started here"), kept():
             ray.init(**common, **own)
         yield
     finally:

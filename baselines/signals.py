@@ -20,15 +20,23 @@ def as_ctrl_c() -> Iterator[None]:
     Nothing changes outside of the main thread, where Python allows no change.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    known = {number: signal.getsignal(number) for number in ENDING if in_main}
-    before = {number: handler for number, handler in known.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, _interrupt)
+    with kept():
+        for number in ENDING:
+            if in_main and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+        yield
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Have the same handlers of these signals afterwards, whatever is put in their place meanwhile: Ray does so."""
+    before = {number: signal.getsignal(number) for number in ENDING}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) != handler and handler is not None:
+                signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
