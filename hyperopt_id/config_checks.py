@@ -34,7 +34,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = ("seed", "meta.lr", "report.trace_every")
 AT_MOST = {  # what is made one by one, before memory can be asked for
-    "population.runs": 1_000_000,
+    "population.runs": 100_000,
     "threads": 1024,
     "task.model.layers": 1000,
 }

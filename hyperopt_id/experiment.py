@@ -207,6 +207,8 @@ def _report(parts: Parts, plan: Plan, progress: Progress, records: list[Record],
     """Evaluate, remember the best, write."""
     with parts.stopwatch.measure("evaluation"):
         measured = [_measure(parts, plan, c, r) for c, r in zip(progress.chunks, records, strict=True)]
+        if progress.update == plan.updates:
+            progress.chunks = [_ended(plan, c, m) for c, m in zip(progress.chunks, measured, strict=True)]
         values = population.join(measured, len(parts.seeds), parts.lift)
         lost = population.join([c.diverged_at for c in progress.chunks], len(parts.seeds), parts.lift) >= 0
         values = {name: _failed(value, lost) for name, value in values.items()}
@@ -228,6 +230,18 @@ def _measure(parts: Parts, plan: Plan, chunk: Run, record: Record) -> dict[str, 
         values["objective"] = record.objective
     values |= {f"hyper/{name}": value for name, value in parts.hyper(chunk).items()}
     return values | {f"hypergradient/{n}": v for n, v in parts.hypergradient(record.hypergradient).items()}
+
+
+def _ended(plan: Plan, chunk: Run, values: Mapping[str, Any]) -> Run:
+    """The chunk after its last report. No further step can show that the last one was too large, so the loss does: a
+    run whose validation loss (without one: any loss of a split that is reported) is not finite has diverged."""
+    splits = ["validation"] if "loss/validation" in values else plan.report_splits
+    losses = [values[f"loss/{split}"] for split in splits if f"loss/{split}" in values]
+    if not losses:
+        return chunk
+    blown_up = torch.stack([loss.isfinite() for loss in losses]).all(0).logical_not() & (chunk.diverged_at < 0)
+    steps = plan.updates * plan.steps_per_update
+    return chunk._replace(diverged_at=torch.where(blown_up, steps, chunk.diverged_at))
 
 
 def _failed(value: Any, lost_R: Tensor) -> Any:

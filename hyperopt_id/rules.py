@@ -199,12 +199,14 @@ def geometric() -> UpdateRule:
 def clipped(rule: UpdateRule, max_norm: float) -> UpdateRule:
     r"""The rule fed with \(g \cdot \min(1, c / (\lVert g \rVert_2 + 10^{-6}))\), the norm taken over all tensors.
 
-    As `torch.nn.utils.clip_grad_norm_`; being part of the rule, it is differentiated through.
+    As `torch.nn.utils.clip_grad_norm_`; being part of the rule, it is differentiated through. The quotient is 2
+    for norms below c / 2: c over a small norm can be infinite, and the derivative of what is then cut off at 1 is NaN.
     """
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
-        scale = (max_norm / (norm + 1e-6)).clamp_max(1.0)
+        limit = min(max_norm, torch.finfo(norm.dtype).max / 16)
+        scale = (limit / (norm + 1e-6).clamp_min(limit / 2)).clamp_max(1.0)
         return rule.update(params, {k: g * scale for k, g in gradients.items()}, state, hyper)
 
     return rule._replace(update=update, derivative=None)

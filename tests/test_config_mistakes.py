@@ -239,7 +239,7 @@ BAD_FILES = {
     "seed: \x01": "bad.yaml: special characters are not allowed",
     f"_base_: [{'digits.yaml,' * 1500}]": "digits.yaml: _base_: more than 256 files are read for one config",
     "threads: 100000": "bad.yaml: threads: given 100000; allowed: at most 1024",
-    "population: {runs: 1000000000}": "bad.yaml: population.runs: given 1000000000; allowed: at most 1000000",
+    "population: {runs: 1000000000}": "bad.yaml: population.runs: given 1000000000; allowed: at most 100000",
     f"task: {{model: {{sizes: [{'1,' * 5000}]}}}}": "task.model.sizes: given 5000 widths; allowed: at most 1000",
     "inner: {steps_per_update: 4000000000, updates: 4000000000}": "16000000000000000000 steps are given; allowed",
     "_base_: {a: b}": "bad.yaml: _base_: given {'a': 'b'}; allowed: a list of files",

@@ -208,3 +208,17 @@ def test_diverged_members_are_null_in_reports_and_flagged_in_the_summary(tmp_pat
     initial = reports(directory)[0]["hyper/lr"]
     assert all(rate is None or rate < 1e3 for rate in initial)
     assert not any(math.isnan(x) for line in reports(directory) for x in line["loss/test"] if x is not None)
+
+
+def test_a_run_that_blows_up_in_its_last_step_has_diverged_there(tmp_path):
+    """A rate of 1e30 in one step: the weights are finite, and no loss of theirs is. One member stays as it was."""
+    starts = "population={runs: 2, start: {lr: [1e30, 1e-3], momentum: [0.0, 0.0], weight_decay: [1e-6, 1e-6]}}"
+    options = [starts, "space.lr.bounds=none", "inner={updates: 1, steps_per_update: 1}", "report.splits=[validation]"]
+    directory = train(tmp_path / "run", *ENGINES["none"], *options)
+    end, (report,) = summary(directory), reports(directory)
+    assert all(weight.isfinite().all() for weight in state(directory)["run"]["z"]["params"].values())
+    assert (end["diverged"], end["diverged_at"]) == ([True, False], [1, -1])
+    assert [value is None for value in end["final"]["loss/validation"]] == [True, False]
+    for name in ("loss/train", "loss/validation", "accuracy/validation", "hyper/lr"):
+        assert [value is None for value in report[name]] == [True, False], name
+    assert state(directory)["run"]["diverged_at"].tolist() == [1, -1]

@@ -197,6 +197,22 @@ def test_clipping_by_a_norm_that_is_never_reached_changes_nothing():
     assert_identical(clipped, rule.update(z.params, slopes, z.state, hyper))
 
 
+@pytest.mark.parametrize("limit", [1e6, 1e38, 1e300])
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1e3])
+def test_the_derivative_of_clipping_by_a_norm_that_is_never_reached_is_that_without(limit, size):
+    """In float32, where the limit over the norm is infinite."""
+    gradient = torch.tensor([3.0, -4.0]) * size
+
+    def moved(rule, slopes):
+        hyper = {name: {"w": torch.tensor(0.5)} for name in ("lr", "weight_decay", "momentum")}
+        state = {name: {"w": leaf["w"].float()} for name, leaf in rule.init({"w": torch.ones(2)}).items()}
+        return rule.update({"w": torch.ones(2)}, {"w": slopes}, state, hyper)[0]["w"]
+
+    for rule in (rules.sgd(), rules.clipped(rules.sgd(), limit)):
+        _, pulled = torch.autograd.functional.vjp(lambda g, rule=rule: moved(rule, g), gradient, torch.ones(2))
+        assert_identical(pulled, torch.full((2,), -0.5))
+
+
 @pytest.mark.parametrize("started", [False, True], ids=["first step", "later"])
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.derivative is not None])
 def test_a_derivative_in_closed_form_is_that_of_the_update(name, started):

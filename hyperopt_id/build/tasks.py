@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperopt_id.build.size import check_batches, check_model
 from hyperopt_id.config_schema import MODELS, Config, TaskConfig
 from hyperopt_id.tasks import models
 from hyperopt_id.tasks.cifar10 import cifar10
@@ -25,6 +26,7 @@ from hyperopt_id.tasks.toys import noisy_quadratic, ridge
 from hyperopt_id.tasks.uci import SOURCES, uci
 from hyperopt_id.tasks.user_csv import csv_table
 
+VOCABULARY = 10_000  # words of Penn Treebank
 Loader = Callable[[Path, TaskConfig], Dataset]
 
 
@@ -65,6 +67,7 @@ def build_task(config: Config, device: torch.device) -> Task:
     """The task a config describes, with its data on the device."""
     task, dtype = config.task, torch.float64 if config.dtype == "float64" else torch.float32
     if task.name in TOYS:
+        check_batches(config)
         return TOYS[task.name](device=device, dtype=dtype).task
     if task.name == "penn_treebank":
         built = _language(config, device, dtype)
@@ -72,8 +75,10 @@ def build_task(config: Config, device: torch.device) -> Task:
         loader, criterion = DATASETS[task.name]
         data = loader(data_root(config), task).to(device, dtype)
         batch_size = None if task.batch_size == "all" else task.batch_size
+        check_model(config, lambda: build_model(config, data), device)
         built = supervised(data, lambda: build_model(config, data), task.loss or criterion, batch_size)
         _check_batch_size(config, built)
+    check_batches(config)
     if task.model.init_from is None:
         return built
     path, init = task.model.init_from, built.init
@@ -88,9 +93,14 @@ def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:
     task = config.task
     make = {"lstm": models.lstm, "transformer": models.transformer}[task.model.name]
     assert task.batch_size != "all"
+
+    def model(vocabulary: int) -> nn.Module:
+        return make(vocabulary, **_options(config))
+
+    check_model(config, lambda: model(VOCABULARY), device)
     return penn_treebank(
         data_root(config),
-        lambda vocabulary: make(vocabulary, **_options(config)),
+        model,
         task.batch_size,
         validation_fraction=task.validation_fraction,
         device=device,
