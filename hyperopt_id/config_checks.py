@@ -1,4 +1,4 @@
-"""Which configs are possible: ranges of single values and values that exclude each other.
+"""Which configs are possible: values that exclude each other.
 
 A problem is (keys, text): the keys that contradict, the first of them leading, and what was given, what
 is allowed, how to fix it.
@@ -7,52 +7,16 @@ is allowed, how to fix it.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-from hyperopt_id import config_task_checks
-from hyperopt_id.config_schema import Config, FactorConfig, HyperConfig
+from hyperopt_id import config_ranges, config_task_checks
+from hyperopt_id.config_ranges import LARGEST
+from hyperopt_id.config_schema import META_STARTS, Config, FactorConfig, HyperConfig
 from hyperopt_id.config_task_checks import Problem
-
-AT_LEAST_ONE = (
-    "base_width",
-    "inner.steps_per_update",
-    "inner.steps",
-    "inner.updates",
-    "hypergradient.terms",
-    "hypergradient.window",
-    "population.runs",
-    "population.chunk",
-    "report.every",
-    "report.checkpoint_every",
-    "report.keep",
-    "task.batch_size",
-    "task.model.embedding",
-    "task.model.hidden",
-    "task.model.layers",
-    "task.model.heads",
-    "threads",
-)
-NOT_NEGATIVE = ("seed", "meta.lr", "report.trace_every")
-AT_MOST = {  # what is made one by one, before memory can be asked for
-    "population.runs": 100_000,
-    "threads": 1024,
-    "task.model.layers": 1000,
-}
-WIDTHS = 1000  # of one model
-LARGEST = 2**63 - 1  # of what is counted in tensors
-POSITIVE = ("inner.clip_norm", "meta.eps", "hypergradient.curvature.epsilon")
-BELOW_ONE = (  # in [0, 1)
-    "task.validation_fraction",
-    "task.model.dropout",
-    "inner.dampening",
-    "meta.beta1",
-    "meta.beta2",
-)
 
 
 def problems(config: Config) -> Iterator[Problem]:
     """Everything impossible in `config`; the first is the one to report."""
-    yield from _ranges(config)
+    yield from config_ranges.problems(config)
     yield from config_task_checks.problems(config)
     yield from _inner(config)
     for name, hyper in config.space.items():
@@ -60,37 +24,6 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _starts(config)
     yield from _hypergradient(config)
     yield from _meta(config)
-
-
-def _ranges(config: Config) -> Iterator[Problem]:
-    rules = (
-        (AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
-        (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
-        (POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
-        (BELOW_ONE, lambda value: 0 <= value < 1, "0 or more, below 1"),
-        (("hypergradient.curvature.sub_batch",), lambda value: 0 < value <= 1, "above 0, at most 1"),
-    )
-    for keys, fits, allowed in rules:
-        for key in keys:
-            value = _get(config, key)
-            if value is not None and not isinstance(value, str) and not fits(value):
-                yield (key,), f"given {value}; allowed: {allowed}"
-    for key, most in AT_MOST.items():
-        value = _get(config, key)
-        if value is not None and value > most:
-            yield (key,), f"given {value}; allowed: at most {most}"
-    for key in ("task.model.sizes", "task.model.channels"):
-        value = _get(config, key)
-        if value is not None and (not value or min(value) < 1):
-            yield (key,), f"given {list(value)}; allowed: one or more widths, each 1 or more"
-        if value is not None and len(value) > WIDTHS:
-            yield (key,), f"given {len(value)} widths; allowed: at most {WIDTHS}"
-    if config.seed + config.population.runs > LARGEST:
-        keys = ("seed", "population.runs")
-        yield keys, f"given {config.seed} for population.runs = {config.population.runs}; seeds must be below 2^63"
-    splits = config.report.splits
-    if len(set(splits)) < len(splits):
-        yield ("report.splits",), f"given {list(splits)}; name every split once"
 
 
 def _inner(config: Config) -> Iterator[Problem]:
@@ -180,13 +113,18 @@ def _starts(config: Config) -> Iterator[Problem]:
     """`population.start` holds for every run a value that it could have as `space.<name>.init`."""
     for name, values in config.population.start.items():
         key, runs = f"population.start.{name}", config.population.runs
-        if name not in config.space:
+        of_meta = name in META_STARTS and config.meta.rule == "geometric"
+        if name not in config.space and not of_meta:
             known = ", ".join(config.space)
             yield (key, "inner.rule"), f"inner.rule = {config.inner.rule} has {known}, but not {name}"
             continue
         if len(values) != runs:
             text = f"given {len(values)} values for population.runs = {runs}; give each run one"
             yield (key, "population.runs"), text
+        if of_meta:
+            if wrong := [value for value in values if not 0 < value < math.inf]:
+                yield (key,), f"given {wrong[0]}; allowed: numbers above 0"
+            continue
         for value in values:
             for _, text in _hyper(
                 f"space.{name}", replace(config.space[name], init=value, sample="none"), samples=False
@@ -251,10 +189,3 @@ def _meta(config: Config) -> Iterator[Problem]:
     low, high = meta.factor.sample if isinstance(meta.factor, FactorConfig) else (meta.factor, meta.factor)
     if not 0 < low <= high < math.inf:
         yield ("meta.factor",), f"given {low} to {high}; allowed: above 0, and low first"
-
-
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

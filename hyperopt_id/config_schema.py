@@ -190,6 +190,9 @@ class MetaConfig:
     factor: float | FactorConfig | None = None  # geometric: the learning rate is multiplied by it at every update
 
 
+META_STARTS = ("factor",)  # what `population.start` may hold of the meta-optimizer: only geometric has it
+
+
 @dataclass(frozen=True)
 class PopulationConfig:
     runs: int = 1  # R

@@ -7,9 +7,8 @@ config, as overrides, together with the starts that are trained with it. A start
 and drawn hyperparameters are functions, and perhaps values that take the place of drawn ones.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -17,10 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyperopt_id.analysis.load_event_runs import NATURAL
-from hyperopt_id.build.names import run_seeds, starting_values
-from hyperopt_id.config import load
-from hyperopt_id.config_schema import Config
+from hyperopt_id.config_schema import META_STARTS, Config
+from scripts.earlier_starts import found_starts
 
 DRAWN, INITIAL = "population.sample=true", "population.sample=false"
 GRID = 10  # the study's T and K go from 1 to this
@@ -48,15 +45,20 @@ def natural_sgd(base: Config, repetitions: int | None, seed: int, arguments: Seq
 
 def from_directory(base: Config, repetitions: int | None, seed: int, arguments: Sequence[str]) -> list[Job]:
     """DIR: the starts of earlier runs below DIR, or their first R, values and seeds. Runs of the study's published code
-    (`config.json`) give their values; seeds are then N, N + 1, ..."""
+    (`config.json`) and its published starts (`inits/*.yaml`) give their values; seeds are then N, N + 1, ..."""
     if len(arguments) != 1:
         raise ValueError(f"--overrides from_directory needs the directory of earlier runs, given {list(arguments)}")
-    starts = _found(Path(arguments[0]), seed)
+    wanted = [*base.space, *(META_STARTS if base.meta.rule == "geometric" else ())]
+    starts = found_starts(Path(arguments[0]), seed, wanted)
     count = len(starts) if repetitions is None else repetitions
     if count > len(starts):
         raise ValueError(f"{arguments[0]} holds {len(starts)} starts, but --repetitions asks for {count}")
     seeds, found = zip(*starts[:count], strict=True)
-    names = [name for name in base.space if name in found[0]]
+    names = [name for name in wanted if name in found[0]]
+    if lacking := [number for number, start in enumerate(found) if not {*names} <= {*start}]:
+        raise ValueError(
+            f"{arguments[0]}: start {lacking[0]} lacks some of {', '.join(names)}, which the first one has"
+        )
     return [Job("", (DRAWN,), seeds, {name: tuple(start[name] for start in found) for name in names})]
 
 
@@ -182,44 +184,3 @@ def _axis(base: Config, argument: str) -> tuple[str, list[float]]:
             f"{', above 0 for ' + name if logarithmic else ''}, and a COUNT of 1 or more"
         )
     return name, (np.geomspace if logarithmic else np.linspace)(low, high, count).tolist()
-
-
-Start = tuple[int, dict[str, float]]
-
-
-def _found(directory: Path, seed: int) -> list[Start]:
-    """The starts of all runs below a directory, each once, by seed."""
-    own = {(s, tuple(values.items())) for file in directory.rglob("config.yaml") for s, values in _own(file)}
-    if own:
-        starts = sorted(own)
-        seeds = [start[0] for start in starts]
-        if doubled := {s for s in seeds if seeds.count(s) > 1}:
-            raise ValueError(
-                f"{directory} holds runs of seed {min(doubled)} with several starting values; "
-                "name the directory of one experiment"
-            )
-        return [(s, dict(values)) for s, values in starts]
-    published = dict.fromkeys(start for file in sorted(directory.rglob("config.json")) for start in _published(file))
-    if not published:
-        raise ValueError(
-            f"{directory} holds no runs: there is no config.yaml, and no config.json of the study's published code, "
-            "in it or in a directory below"
-        )
-    return [(seed + number, dict(start)) for number, start in enumerate(published)]
-
-
-def _own(file: Path) -> Iterator[Start]:
-    if (file.parent / "search.jsonl").exists():  # the config of a search, whose runs lie below
-        return
-    config = load([file])
-    values = starting_values(config)
-    for member, seed in enumerate(run_seeds(config)):
-        yield seed, {name: values[name][member] for name in values}
-
-
-def _published(file: Path) -> Iterator[tuple[tuple[str, float], ...]]:
-    try:
-        raw = json.loads(file.read_text())["config_dicts"]["network_weight"]
-        yield tuple((name, natural(raw[name])) for name, natural in NATURAL.items() if name in raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read as a config of the study's published code ({error!r})") from error

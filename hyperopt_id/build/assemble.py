@@ -54,13 +54,15 @@ def assemble(
     seeds: Iterable[int] = (0,),
     sample: bool = False,
     starts: Sequence[Mapping[str, float]] | None = None,
+    meta_starts: Sequence[Mapping[str, float]] | None = None,
     execution: Execution | None = None,
 ) -> Parts:
     """The parts of R = len(seeds) runs of `task`, each trained by `rule` with the hyperparameters in `space`.
 
     `meta` (default Adam) moves the raw hyperparameters along `engine`'s hypergradients, with its own hyperparameters
     in `meta_space` (default lr 0.05). Hyperparameters start at their `init`, with `sample` at values drawn from the
-    spaces; `starts` has the natural values of those runs that start elsewhere, by name, a mapping for each of `seeds`.
+    spaces; `starts` has the natural values of those runs that start elsewhere, by name, a mapping for each of `seeds`;
+    `meta_starts` has the same of `meta_space`.
     `curvature` None takes exact products where the loss can be differentiated twice, else finite differences, and logs
     which; `sub_batch` is the fraction of a batch that they use.
 
@@ -73,7 +75,7 @@ def assemble(
     check_names("space", space, rule)
     check_names("meta_space", meta_space, meta)
     seeds = as_seeds(seeds)
-    values = as_starts(starts, space, len(seeds))
+    values, meta_values = as_starts(starts, space, len(seeds)), as_starts(meta_starts, meta_space, len(seeds))
     feed = population.Feed(task.batches, execution.lift)
     batch = _first_batch(feed, seeds, execution)
     check_task(task, batch, seeds[0], execution.lift)
@@ -82,7 +84,7 @@ def assemble(
 
     def start() -> Run:
         begin = partial(_member, task, rule, space, meta, meta_space, sample)
-        return trees.stack(list(map(begin, seeds, values)))
+        return trees.stack(list(map(begin, seeds, values, meta_values)))
 
     return _parts(task, space, engine, meta, lifted, start, seeds, feed, execution)
 
@@ -196,13 +198,14 @@ def _member(
     sample: bool,
     seed: int,
     start: Mapping[str, float],
+    meta_start: Mapping[str, float],
 ) -> Run:
     """The initial state of one run; every random number in it is a function of `seed`."""
     params, buffers = task.init(seed)
     raw = space.init(params, {**(space.draw(seed) if sample else {}), **start})
     tuned = space.tuned(raw)
     like = next(iter(params.values()))
-    own = meta_space.draw(seed)  # a hyperparameter without a range is drawn as its `init`
+    own = {**meta_space.draw(seed), **meta_start}  # a hyperparameter without a range is drawn as its `init`
     precision = trees.precision(params)
     return Run(
         TrainState(params, buffers, trees.map(_count, rule.init(params))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population
 from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
 from hyperopt_id.build.identity import with_files
 from hyperopt_id.build.tasks import build_task
-from hyperopt_id.config_schema import Config, HyperConfig
+from hyperopt_id.config_schema import META_STARTS, Config, HyperConfig
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
@@ -79,7 +79,8 @@ def from_config(
         "sub_batch": config.hypergradient.curvature.sub_batch,
         "seeds": seeds,
         "sample": config.population.samples,
-        "starts": given_starts(config),
+        "starts": given_starts(config, config.space),
+        "meta_starts": given_starts(config, META_STARTS),
         **_meta(config),
     }
     plan = build_plan(config)
@@ -141,9 +142,9 @@ def starting_values(config: Config) -> dict[str, list[float]]:
     }
 
 
-def given_starts(config: Config) -> list[dict[str, float]]:
-    """What the config states of each member's starting values."""
-    given = config.population.start
+def given_starts(config: Config, names: Collection[str]) -> list[dict[str, float]]:
+    """What the config states of each member's starting values, of those called so."""
+    given = {name: values for name, values in config.population.start.items() if name in names}
     return [{name: values[member] for name, values in given.items()} for member in range(config.population.runs)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from override_generators import GENERATORS, Job, generate
 from short_runs import CONFIGS
 
-from hyperopt_id.build.names import run_seeds, starting_values
+from hyperopt_id.build.names import from_config, run_seeds, starting_values
 from hyperopt_id.config import dump, from_dict, load, to_dict
 from hyperopt_id.config_schema import Config
 
@@ -134,6 +134,71 @@ def test_from_directory_reads_the_published_code_s_runs(tmp_path: Path):
         "weight_decay": pytest.approx((10**-5.5, 10**-5.5)),
         "momentum": pytest.approx((0.5, 0.8)),
     }
+
+
+def start_file(folder: Path, number: int, momentum: float = 0.0, multiplier: str = "# ") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"iteration_{number}.yaml").write_text(
+        f"config_dicts:\n  network_weight:\n    lr: {-0.25 * number}\n    {multiplier}lr_multiplier: 0.9{number}\n"
+        f"    momentum: {momentum}\n    weight_decay: -5.5\n"
+    )
+
+
+def test_from_directory_reads_the_published_starts(tmp_path: Path):
+    """By their numbers: 2 before 10. Other YAML files are passed over."""
+    for number in (10, 2, 1):
+        start_file(tmp_path / "inits", number, momentum=math.log(4.0))
+    (tmp_path / "inits" / "other.yaml").write_text("algorithm: Random")
+    (job,) = generate("from_directory", base("Random"), None, 20, [str(tmp_path / "inits")])
+    assert job.seeds == (20, 21, 22)
+    assert job.values == {
+        "lr": pytest.approx((10**-0.25, 10**-0.5, 10**-2.5)),
+        "weight_decay": pytest.approx((10**-5.5,) * 3),
+        "momentum": pytest.approx((0.8,) * 3),
+    }
+
+
+@pytest.mark.parametrize("algorithm", ["Random_SteppedLR", "Random"])
+def test_published_starts_of_a_schedule_have_its_factor(tmp_path: Path, algorithm: str):
+    """Each run then follows the schedule that its file states, not one drawn from its seed."""
+    start_file(tmp_path, 1, multiplier="")
+    start_file(tmp_path, 2, multiplier="")
+    (job,) = generate("from_directory", base(algorithm), None, 5, [str(tmp_path)])
+    if algorithm == "Random":
+        assert "factor" not in job.values
+        return
+    assert job.values["factor"] == (0.91, 0.92)
+    tree = to_dict(base(algorithm))
+    tree |= {"seed": 5, "population": {"runs": 2, "sample": True, "start": {k: list(v) for k, v in job.values.items()}}}
+    parts, _ = from_config(from_dict(tree))
+    assert parts.start().meta_hyper["factor"].tolist() == pytest.approx([0.91, 0.92])
+    with pytest.raises(ValueError, match=r"population\.start\.factor: given 0\.0; allowed: numbers above 0"):
+        from_dict(tree | {"population": {"runs": 2, "sample": True, "start": {"factor": [1.0, 0.0]}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "config_dicts: {network_weight: {lr: x}}",
+            "cannot be read as a start of the study's published code .lr: needs",
+        ),
+        ("config_dicts: {network_weight: {lr: 1.0e300}}", "lr: given 1e.300; it is a logarithm or a logit"),
+        ("config_dicts: {network_weight: {lr: .nan}}", "lr: given nan; it is a logarithm or a logit"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_published_starts_that_are_damaged_are_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "iteration_1.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"iteration_1\.yaml.*{message}"):
+        generate("from_directory", base("Random"), None, 0, [str(tmp_path)])
+
+
+def test_starts_of_which_some_lack_a_value_are_refused(tmp_path: Path):
+    start_file(tmp_path, 1)
+    (tmp_path / "iteration_2.yaml").write_text("config_dicts: {network_weight: {lr: -2}}")
+    with pytest.raises(ValueError, match="start 1 lacks some of lr, weight_decay, momentum, which the first one has"):
+        generate("from_directory", base("Random"), None, 0, [str(tmp_path)])
 
 
 def test_from_directory_passes_over_the_config_of_a_search(tmp_path: Path):
