@@ -15,12 +15,12 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +31,8 @@ from hyperopt_id.build.plain import in_whole_reports, plain_from_config
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
-from hyperopt_id.optim.traced import Rows, Schedule, follow, scaled
-from hyperopt_id.telemetry import read_json
+from hyperopt_id.optim.traced import Schedule, follow, scaled
+from hyperopt_id.replay_source import Source, find
 from hyperopt_id.telemetry.trace import read_trace
 
 logger = logging.getLogger("hyperopt_id")
@@ -40,14 +40,6 @@ DECIDED = (  # by the run
     *("space", "inner", "hypergradient", "meta", "population", "parametrization", "base_width"),
     *("algorithm", "trained_by"),
 )
-
-
-class Source(NamedTuple):
-    """The run that is replayed."""
-
-    directory: Path
-    member: int
-    config: Config
 
 
 def prepare(
@@ -61,61 +53,6 @@ def prepare(
     """
     source = find(Path(run), member)
     return replayed_config(source, Path(run), stretch, overrides), partial(build, source, stretch)
-
-
-def find(run: Path, member: int | None = None) -> Source:
-    """The run and member that `run`, a run or search directory, means; a ValueError where it has not been finished."""
-    summary = read_json(run / "summary.json")
-    if summary is None or not (run / "config.yaml").is_file():
-        there = (run / "config.yaml").is_file()
-        what = f"is not finished, so its trace is not whole; --resume {run} first" if there else "holds no run"
-        raise ValueError(f"{run} {what} (a finished one has config.yaml and summary.json)")
-    if "repetitions" in summary:
-        if member is not None:
-            raise ValueError(f"{run} is a search, whose best model is replayed; leave --member out, or name one run")
-        return _best_of_search(run, summary["repetitions"])
-    config = load([run / "config.yaml"])
-    if config.trained_by is not None:
-        raise ValueError(f"{run} is a run of another command and has no schedule to replay; see: {config.trained_by}")
-    chosen = _chosen(run, summary, member)
-    if summary["diverged"][chosen]:
-        step = summary["diverged_at"][chosen]
-        raise ValueError(f"member {chosen} of {run} diverged at step {step}; name another one with --member")
-    return Source(run, chosen, config)
-
-
-def _best_of_search(run: Path, repetitions: Sequence[dict[str, Any]]) -> Source:
-    found = repetitions[_lowest(run, [found["loss/validation"] for found in repetitions])]
-    source = find(run / found["run"], found["member"])
-    final = read_json(source.directory / "summary.json")["final"]["loss/validation"][source.member]
-    if final != found["loss/validation"]:
-        end = "without a finite one" if final is None else f"with {final}"
-        raise ValueError(
-            f"the best model of {run} has a validation loss of {found['loss/validation']:g}, but its run "
-            f"{source.directory} ends {end}; search again, or name that run to replay it as it is"
-        )
-    return source
-
-
-def _chosen(run: Path, summary: dict[str, Any], member: int | None) -> int:
-    runs = len(summary["diverged"])
-    if member is not None:
-        if not 0 <= member < runs:
-            raise ValueError(f"--member {member}: {run} has members 0 to {runs - 1}")
-        return member
-    if runs == 1:
-        return 0
-    losses = summary["final"].get("loss/validation")
-    if losses is None:
-        raise ValueError(f"{run} has {runs} members and no validation loss to choose by; name one with --member")
-    return _lowest(run, losses)
-
-
-def _lowest(run: Path, losses: Sequence[float | None]) -> int:
-    known = [(loss, number) for number, loss in enumerate(losses) if loss is not None]
-    if not known:
-        raise ValueError(f"{run} has nothing to replay: no model in it has a final validation loss")
-    return min(known)[1]
 
 
 def replayed_config(source: Source, run: Path, stretch: float, overrides: Sequence[str] = ()) -> Config:
@@ -136,6 +73,7 @@ def replayed_config(source: Source, run: Path, stretch: float, overrides: Sequen
         f"algorithm={json.dumps(f'{before.algorithm}_replay')}",
         f"trained_by={json.dumps(command)}",
         f"seed={before.seed + source.member}",
+        "log.progress=auto",  # whatever showed the run, which may have been a search's
         *(f"log.{k}={json.dumps(str(v))}" for k, v in zip(("dir", "group", "name"), _place(run), strict=True)),
     ]
     config = load([source.directory / "config.yaml"], [*fixed, *overrides])
@@ -166,6 +104,7 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
     )
     if known is not None and _same_data(config, source.config):
         check_digests({"data": known["digests"].get("data")}, parts.digests(), f"the run in {source.directory}")
+    logger.info("replaying %s; the log goes to %s", source, launch.new_directory(config))
     return parts, plan
 
 
@@ -174,34 +113,44 @@ def _same_data(config: Config, source: Config) -> bool:
     return (config.task.name, config.task.path) == (source.task.name, source.task.path)
 
 
-def _schedule(source: Source, stretch: float) -> Schedule:
-    directory, member, config = source
+def schedule(directory: Path | str, member: int = 0, stretch: float = 1.0, first: int = 0) -> Schedule:
+    """What the trace of a run directory says of a member, from training step `first` of it on. Raises ValueError if
+    there is no trace, or it is damaged."""
     steps_per_row, files = read_trace(directory)
-    values: dict[str, Rows] = {}
-    for name in config.space:
-        own = {key.partition("/")[2]: rows[:, member] for key, rows in files.items() if key.startswith(f"{name}/")}
-        if name not in files and not own:
-            raise ValueError(f"the trace in {directory} has no {name}; it is damaged, or of another version")
-        values[name] = own or files[name][:, member]
-        _check_known(name, own or {name: files[name][:, member]}, directory)
-    _say(source, steps_per_row)
-    inner = config.inner
-    first = inner.total_steps - inner.steps_per_update if inner.reset else 0
+    lengths = {len(rows) for rows in files.values() if rows.ndim}
+    values: dict[str, Any] = {}
+    for key, rows in files.items():
+        is_table = rows.ndim > 1 and rows.dtype.kind == "f" and lengths == {len(rows)} and 0 not in lengths
+        if not is_table or rows.shape[1] <= member:
+            raise ValueError(f"the trace in {directory} is damaged: {key} is no table of numbers of member {member}")
+        if not np.isfinite(rows[:, member]).all():
+            raise ValueError(
+                f"the trace in {directory} has rows of {key} that are not known: its files were lost before a resume; "
+                "train the run anew to replay it"
+            )
+        name, _, parameter = key.partition("/")
+        own = {parameter: rows[:, member]} if parameter else rows[:, member]
+        if name in values and not (parameter and isinstance(values[name], dict)):
+            raise ValueError(f"the trace in {directory} has {name} twice, for all parameters and for single ones")
+        values[name] = values[name] | own if name in values else own
     return Schedule(values, steps_per_row, Fraction(str(stretch)), first)
 
 
-def _check_known(name: str, files: Mapping[str, Any], directory: Path) -> None:
-    """Raise ValueError if rows are unknown; a finished run has written all others."""
-    if any(np.isnan(rows).any() for rows in files.values()):
-        raise ValueError(
-            f"the trace in {directory} has rows of {name} that are not known: its files were lost before a resume; "
-            "train the run anew to replay it"
-        )
+def _schedule(source: Source, stretch: float) -> Schedule:
+    inner = source.config.inner
+    found = schedule(
+        source.directory, source.member, stretch, inner.total_steps - inner.steps_per_update if inner.reset else 0
+    )
+    for name in source.config.space:
+        if name not in found.values:
+            raise ValueError(f"the trace in {source.directory} has no {name}; it is damaged, or of another version")
+    _say(source, found.steps_per_row)
+    return found._replace(values={name: found.values[name] for name in source.config.space})
 
 
 def _say(source: Source, steps_per_row: int) -> None:
     """What a user should know who compares the replay with the run."""
-    directory, _, config = source
+    directory, config = source.directory, source.config
     inner = config.inner
     if inner.reset:
         text = "%s went back to its initial weights after every hyper-update: its last %d steps are replayed"

@@ -47,6 +47,16 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Code
 
 
+def test_the_options_for_any_width_are_taken_as_they_are_printed(tmp_path: Path):
+    text = " ".join(README[README.index("**Any width**") :].partition("\n- **")[0].split())
+    found = [command.split()[1:] for command in re.findall(r"`(-s [^`]+)`", text)]
+    assert [options[0] for options in found] == ["parametrization=mup", "parametrization=umup"]
+    for number, options in enumerate(found):
+        files = [str(ROOT / "configs" / name) for name in ("digits.yaml", "Ours_HDLR.yaml")]
+        given = ["-c", *files, "-l", str(tmp_path), "-g", ".", "-n", str(number), *QUICK]
+        assert cli.train([*given, "-s", *options]) == 0
+
+
 def test_the_library_takes_ten_lines():
     assert len([line for line in python_blocks(README)[0].splitlines() if line.strip()]) <= 10
 

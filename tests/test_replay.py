@@ -23,12 +23,27 @@ from short_runs import (
     train,
 )
 
-from hyperopt_id import cli
+from hyperopt_id import (
+    LOG10,
+    LOGIT,
+    Hyper,
+    Plan,
+    Space,
+    assemble,
+    cli,
+    experiment,
+    hypergrad,
+    rules,
+)
+from hyperopt_id import replay as replaying
 from hyperopt_id.build.plain import in_whole_reports
 from hyperopt_id.config import from_dict, load, to_dict
+from hyperopt_id.optim import traced
+from hyperopt_id.optim.plain import plain_parts
 from hyperopt_id.replay import prepare
 from hyperopt_id.tasks.digits import digits
 from hyperopt_id.tasks.task import supervised
+from hyperopt_id.telemetry import Telemetry
 from hyperopt_id.telemetry.trace import read_trace
 
 EXACT = ["dtype=float64"]
@@ -310,3 +325,83 @@ def test_the_library_s_way(run):
     config, build = prepare(run, stretch=2.0, overrides=["log.progress=none"])
     parts, plan = build(config)
     assert (plan.updates * plan.steps_per_update, len(parts.seeds)) == (36, 1)
+
+
+def test_a_replay_of_a_search_says_of_what_it_is_and_where_it_goes(tmp_path, capsys):
+    """Though the search has kept its runs quiet."""
+    search = tmp_path / "search"
+    run = train(search / "runs" / "0", *CASES["fixed"], *POPULATIONS["vmap"], "log.progress=none")
+    loss = summary(run)["final"]["loss/validation"][1]
+    found = {"method": "Random", "repetitions": [{"run": "runs/0", "member": 1, "loss/validation": loss}]}
+    (search / "summary.json").write_text(json.dumps(found))
+    shutil.copy(run / "config.yaml", search)
+    capsys.readouterr()
+    replay = replayed(search)
+    said = f"replaying member 1 of {run}, the best model of the search {search}, validation loss {loss:g}; the log goes"
+    for text in (capsys.readouterr().err, (replay / "log.txt").read_text()):
+        assert f"{said} to {replay}" in text
+
+
+def test_a_run_from_python_says_how_it_is_replayed_and_is(tmp_path, capsys):
+    task = supervised(digits().to("cpu", torch.float64), net, "cross_entropy", 5)
+    hypers = {"lr": (0.1, LOG10, ("tensor",)), "weight_decay": (1e-4, LOG10, ()), "momentum": (0.5, LOGIT, ("global",))}
+    space = Space({name: Hyper(init, transform, tune=tune) for name, (init, transform, tune) in hypers.items()})
+    parts = assemble(task, rule=rules.sgd(), space=space, engine=hypergrad.neumann(terms=2))
+    directory = tmp_path / "mine"
+    with Telemetry(directory, {}, total=3, progress="none") as telemetry:
+        expected = experiment.run(parts, Plan(updates=3, steps_per_update=4), telemetry)
+        telemetry.close(expected)
+    assert refused([str(directory)], capsys, "was started from Python, .*replay.schedule and optim.traced.follow")
+    schedule = replaying.schedule(directory)
+    again = plain_parts(task, traced.follow("sgd", schedule), seeds=[0], hyper=lambda state: {})
+    found = experiment.run(again, Plan(updates=1, steps_per_update=12))
+    for name in ("loss/validation", "accuracy/test"):
+        assert_close(found["final"][name], expected["final"][name])
+
+
+ODD = {  # file, its new content, what is said
+    "another list": (
+        "summary.json",
+        '{"final": {}, "diverged": [false, false], "diverged_at": [-1, -1]}',
+        "not of the 1 ru",
+    ),
+    "no list": ("summary.json", '{"final": {}, "diverged": 3, "diverged_at": [-1]}', "diverged: needs a list, found 3"),
+    "nothing": ("summary.json", "{}", r"summary\.json: final is missing"),
+    "no mapping": ("summary.json", "[1]", r"summary\.json: needs a mapping"),
+    "half": ("summary.json", '{"final"', r"summary\.json: is no JSON"),
+    "elsewhere": (
+        "summary.json",
+        '{"repetitions": [{"run": "../../etc", "member": 0, "loss/validation": 1.0}]}',
+        "run: needs the path of a folder below the search",
+    ),
+    "itself": (
+        "summary.json",
+        '{"repetitions": [{"run": ".", "member": 0, "loss/validation": 1.0}]}',
+        "run: needs the path of a folder below the search",
+    ),
+    "a word": ("config.yaml", "word", r"config\.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_is_refused_in_one_line(name, run, tmp_path, capsys):
+    file, text, message = ODD[name]
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / file).write_text(text)
+    assert refused([str(copy)], capsys, message)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("damage", ["shape", "type", "members", "nan", "empty"])
+def test_a_trace_that_is_no_table_of_numbers_is_refused(damage, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    rows = np.load(copy / "trace" / "momentum.npy")
+    odd = {
+        "shape": rows[:, 0],
+        "type": rows.astype(int),
+        "members": rows[:, :0],
+        "nan": rows * np.nan,
+        "empty": rows[:0],
+    }
+    np.save(copy / "trace" / "momentum.npy", odd[damage])
+    assert refused([str(copy)], capsys, "the trace in .* (is damaged: .*|has rows of momentum that are not known)")
