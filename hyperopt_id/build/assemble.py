@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hyperopt_id import compilation, population, rules, trees
 from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
+from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.curvature import Curvature, choose, none
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
@@ -79,6 +80,11 @@ def assemble(
     feed = population.Feed(task.batches, execution.lift)
     batch = _first_batch(feed, seeds, execution)
     check_task(task, batch, seeds[0], execution.lift)
+    if execution.lift == "vmap":
+        check_vectorized(task, batch, seeds[0])
+    if execution.compile and "compile" in task.limits:
+        logger.warning("not compiled, running eagerly: %s", task.limits["compile"])
+        execution = replace(execution, compile=False)
     curvature = pick_curvature(curvature, engine, task, seeds[0], batch=batch)
     lifted = _lifted(task, rule, space, curvature, sub_batch, execution)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population, rules, space
+from hyperopt_id.build import vectorized
 from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
 from hyperopt_id.build.identity import with_files
 from hyperopt_id.build.tasks import build_task
@@ -84,7 +85,7 @@ def from_config(
         **_meta(config),
     }
     plan = build_plan(config)
-    execution = _execution(config)
+    execution = _execution(config, task, seeds)
     if compiled is None:
         compiled = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
     parts = assemble(task, **common, execution=replace(execution, compile=compiled))
@@ -167,9 +168,15 @@ def _curvature(config: Config, task: Task, engine: Engine) -> Curvature:
     return pick_curvature(given, engine, task, config.seed, differences)
 
 
-def _execution(config: Config) -> Execution:
+def _execution(config: Config, task: Task, seeds: Sequence[int]) -> Execution:
     members = config.population
     lift = members.lift if members.lift != "auto" else ("loop" if members.runs == 1 else "vmap")
+    if members.lift == "auto" and lift == "vmap":
+        batch = population.Feed(task.batches, "loop")(config.task.train_on, [seeds[0]], 0, 1)[0]
+        why = vectorized.obstacle(task, batch, seeds[0])
+        if why is not None:
+            logger.info("runs one after another, not vectorized: %s", why)
+            lift = "loop"
     return Execution(lift, members.chunk, compile=False, autocast=config.dtype == "bfloat16")
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import stateless_dropout
+from hyperopt_id.tasks.dropout import stateless_dropout
+from hyperopt_id.tasks.embedding import constant_padding
 
 ModuleFactory = Callable[[], nn.Module]
 COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -45,13 +46,13 @@ class Builder:
         return build, build.prepared(first), build.prepared(second)
 
     def __call__(self, seed: int) -> nn.Module:
-        """The module of this seed, with dropout that draws from the batch's seed."""
+        """The module of this seed, with dropout that draws from the batch's seed, and embeddings for several runs."""
         return self.prepared(_call(self.factory, seed))
 
     def prepared(self, module: nn.Module) -> nn.Module:
         if self.original is not None:
             module = _copied(module)
-        return stateless_dropout(converted(module, self.device, self.dtype))
+        return stateless_dropout(constant_padding(converted(module, self.device, self.dtype)))
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hyperopt_id import trees
 from hyperopt_id.tasks import module_checks
-from hyperopt_id.tasks.models.layers import begin_pass, dropouts_of
+from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Slot, Tensors, attributes, divided, equal, has_graph, registered
 from hyperopt_id.tasks.template import Instance
 

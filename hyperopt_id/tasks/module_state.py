@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.models.layers import Dropout
+from hyperopt_id.tasks.dropout import Dropout
 
 Tensors = dict[str, Tensor]
 INTERNAL = {*vars(nn.Module()), "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks", "_is_full_backward_hook"}

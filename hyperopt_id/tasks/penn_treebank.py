@@ -198,7 +198,9 @@ def language_task(streams: Streams, module_factory: Callable[[], nn.Module], dty
 
     sizes = {split: last - first for split, (first, last) in streams.bounds.items()}
     digest_of_tokens = partial(digest, streams.tokens)
-    return Task(init, loss, evaluate, streams.batches, streams.thin, sizes, module.roles, digest_of_tokens)
+    return Task(
+        init, loss, evaluate, streams.batches, streams.thin, sizes, module.roles, digest_of_tokens, module.limits
+    )
 
 
 def _divide(buffers: Tensors) -> tuple[Tensors, Tensors]:

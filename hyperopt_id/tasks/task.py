@@ -59,6 +59,8 @@ class Task:
         rows per split; parameter name -> input | hidden | output | bias | norm | embedding.
     digest() -> text
         what tells the data from others, such as `Dataset.digest`; "" where it is not known.
+    limits
+        "vmap", "compile" -> why the loss is not to be vectorized over runs or compiled; "" where that has been tried.
     """
 
     init: Callable[[int], tuple[Tensors, Tensors]]
@@ -69,6 +71,7 @@ class Task:
     sizes: dict[str, int] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     digest: Callable[[], str] = lambda: ""
+    limits: dict[str, str] = field(default_factory=dict)
 
 
 def supervised(
@@ -109,7 +112,7 @@ def supervised(
         return totals
 
     parts = (module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
-    return Task(*parts, digest=lambda: dataset.digest)
+    return Task(*parts, digest=lambda: dataset.digest, limits=module.limits)
 
 
 Blocks = list[tuple[int, int]]

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hyperopt_id import derivatives
 from hyperopt_id.tasks.building import hooks_of
-from hyperopt_id.tasks.models.layers import Dropout, begin_pass, dropouts_of
+from hyperopt_id.tasks.dropout import Dropout, begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Tensors, attributes, drop_graphs, has_graph, joined, registered
 
 MOST_KEPT = 8  # instances of a thread that wait for their graph to go; more are made and thrown away

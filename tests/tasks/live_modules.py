@@ -168,7 +168,10 @@ class ForwardHooks(Net):
     def __init__(self) -> None:
         super().__init__()
         self.first.register_forward_pre_hook(lambda part, arguments: (2.0 * arguments[0],))
-        self.first.register_forward_hook(lambda part, arguments, outputs: outputs + self.last.weight[0])
+        self.first.register_forward_hook(self.shifted)
+
+    def shifted(self, part: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> Tensor:
+        return outputs + self.last.weight[0]
 
 
 class BackwardHooks(Net):
@@ -230,16 +233,20 @@ class Permuted(Net):
     """A permutation as a plain attribute, and a mask that state_dict does not hold."""
 
     mask: Tensor
-    shifts: dict[str, list[Tensor]]
+    shifts: Holder
 
     def __init__(self) -> None:
         super().__init__()
         self.order = torch.randperm(4)
         self.register_buffer("mask", (torch.rand(6) < 0.5).double(), persistent=False)
-        self.shifts = {"one": [torch.randn(6)]}
+        self.shifts = Holder(torch.randn(6))
+        self.more: Any = [{"one": torch.randn(6)}]
 
     def hidden(self, inputs: Tensor) -> Tensor:
-        return super().hidden(inputs[:, self.order]) * self.mask + self.shifts["one"][0]
+        return super().hidden(inputs[:, self.order]) * self.mask + self.shifts.weight + self.shift()
+
+    def shift(self) -> Tensor:
+        return vars(self)["more"][0]["one"]
 
 
 class DrawsFromNumpy(Net):

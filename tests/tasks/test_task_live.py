@@ -10,19 +10,38 @@ import torch.nn.functional as F
 from live_modules import FAITHFUL, Tokens
 from torch import Tensor, nn
 
-from hyperopt_id import trees
+from hyperopt_id import population, trees
+from hyperopt_id.build.vectorized import check_vectorized, obstacle
 from hyperopt_id.derivatives import gradient
 from hyperopt_id.tasks.data import Dataset
-from hyperopt_id.tasks.models.layers import begin_pass, dropouts_of, stateless_dropout
+from hyperopt_id.tasks.dropout import begin_pass, dropouts_of, stateless_dropout
 from hyperopt_id.tasks.task import Batch, Task, supervised
 
 pytestmark = [
     pytest.mark.usefixtures("double"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),  # torch's layers under vmap
     pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning"),
 ]
 SPLITS = {"train": (0, 20), "validation": (20, 25), "test": (25, 30)}
 STEPS, RATE = 3, 0.1
+LOOP_ONLY = {
+    "checkpointed",
+    "checkpointed dropout",
+    "reads in backward",
+    "tied in a list",
+    "closure of a tensor",
+    "in a dataclass",
+    "buffer in a list",
+    "frozen rows",
+    "backward hooks",
+    "physics",
+    "own function",
+    "lstm",
+    "gru",
+    "spectral norm",
+    "old spectral norm",
+}
 
 
 def data_for(factory: Callable[[], nn.Module]) -> Dataset:
@@ -94,6 +113,39 @@ def tied(module: nn.Module, params: dict[str, Tensor]) -> dict[str, Tensor]:
     first = {id(value): name for name, value in [*module.named_parameters(), *module.named_buffers()]}
     names = module.named_parameters(remove_duplicate=False)
     return {name: params[first[id(value)]] for name, value in names if first[id(value)] in params}
+
+
+def check_vectorized_runs(task: Task, factory: Callable[[], nn.Module], data: Dataset) -> None:
+    modules = [live_module(factory, seed) for seed in (0, 1)]
+    params, buffers = trees.stack([task.init(seed) for seed in (0, 1)])
+    lifted = population.lift(task.loss, "vmap")
+    for step in range(STEPS):
+        batch = batch_at(step)
+        expected = [live_step(module, data, batch) for module in modules]
+        both = trees.stack([batch, batch])
+        here = gradient(lambda w, b=buffers, both=both: lifted(w, b, both), trees.variables(params))
+        buffers = here.auxiliary[0]
+        params = {name: value - RATE * here.value[name] for name, value in params.items()}
+        for run, (module, (loss, slopes)) in enumerate(zip(modules, expected, strict=True)):
+            torch.testing.assert_close(here.loss[run], loss, rtol=1e-9, atol=1e-11)
+            assert_alike(slopes, trees.take(here.value, run))
+            mine = trees.take({**params, **buffers}, run)
+            assert_alike(dict(module.state_dict()), {**mine, **tied(module, mine)})
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_runs_at_once_train_as_the_modules_themselves_or_are_refused(name: str):
+    factory = FAITHFUL[name]
+    data = data_for(factory)
+    task = supervised(data, factory, "mse", 6)
+    why = obstacle(task, batch_at(0), 0)
+    assert (why is not None) == (name in LOOP_ONLY), why
+    if why is None:
+        check_vectorized_runs(task, factory, data)
+    else:
+        with pytest.raises(ValueError, match=r'lift="vmap" cannot .*take lift="loop"') as caught:
+            check_vectorized(task, batch_at(0), 0)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,0 +1,102 @@
+"""Whether runs of a task can be one computation: `torch.vmap` of its loss is tried on two runs and a few rows.
+
+The losses, gradients and buffers of both must be those of a loop over them. Some layers of torch cannot be vectorized,
+and some give other numbers. What was found is kept among the task's `limits`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperopt_id import population, trees
+from hyperopt_id.derivatives import Gradient, gradient
+from hyperopt_id.tasks.task import Task
+
+ROWS = 8  # that are tried
+
+
+def check_vectorized(task: Task, batch: Any, seed: int) -> None:
+    """Raises ValueError if runs of the task cannot be lifted by vmap."""
+    why = obstacle(task, batch, seed)
+    if why is not None:
+        raise ValueError(
+            f'lift="vmap" cannot train several runs of this model as one: {why}; '
+            'take lift="loop" (in a config, population.lift: loop)'
+        )
+
+
+@torch.enable_grad()
+def obstacle(task: Task, batch: Any, seed: int) -> str | None:
+    """Why vmap does not serve the task, or None. `batch` is one of a single run."""
+    if "vmap" not in task.limits:
+        members = [(*task.init(each), few_rows(task, batch)) for each in (seed, seed + 1)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own speed
+            task.limits["vmap"] = _difference(task, members)
+    return task.limits["vmap"] or None
+
+
+def few_rows(task: Task, batch: Any) -> Any:
+    index, split = getattr(batch, "index", None), getattr(batch, "split", None)
+    rows = index.shape[-1] if isinstance(index, Tensor) and index.ndim else task.sizes.get(split or "", ROWS)
+    return batch if rows <= ROWS else task.thin(batch, ROWS / rows)
+
+
+def _difference(task: Task, members: list[tuple[Any, Any, Any]]) -> str:
+    """What is wrong with both runs at once, "" if nothing is."""
+    singles = [gradient(lambda w, b=b, x=x: task.loss(w, b, x), trees.variables(w)) for w, b, x in members]
+    params, buffers, rows = trees.stack(members)
+    lifted = population.lift(task.loss, "vmap")
+    try:
+        both = gradient(lambda w: lifted(w, buffers, rows), trees.variables(params))
+    except Exception as error:  # whatever torch raises for a layer that it cannot vectorize
+        return f"{_layer(error.__traceback__)}: {_sentence(error)}"
+    for run, single in enumerate(singles):
+        largest = max(float(slope.abs().amax()) for slope in single.value.values() if slope.numel())
+        for what, one, all_ in _pairs(single, both):
+            if not _close(one, all_[run], largest):
+                return f"{what} of run {run} would be another one than in a loop"
+    return ""
+
+
+def _pairs(single: Gradient, both: Gradient) -> list[tuple[str, Tensor, Tensor]]:
+    (old, _), (new, _) = single.auxiliary, both.auxiliary
+    losses = [("the loss", single.loss, both.loss)]
+    slopes = [(f"the gradient of {name}", value, both.value[name]) for name, value in single.value.items()]
+    return losses + slopes + [(f"the buffer {name}", value, new[name]) for name, value in old.items()]
+
+
+def _close(first: Tensor, second: Tensor, largest: float) -> bool:
+    """Equal up to rounding of these numbers, or of the largest entry of the gradient, of which zeros are sums."""
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    if not first.numel() or torch.equal(first, second):
+        return True
+    eps = torch.finfo(first.dtype).eps
+    size = torch.maximum(first.abs().amax(), second.abs().amax())
+    return bool(((first - second).abs() <= 10.0 * eps**0.5 * size + 100.0 * eps * largest).all() | size.isnan())
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of an error."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line.partition(". ")[0].removesuffix(".")
+
+
+def _layer(trace: TracebackType | None) -> str:
+    """The innermost module that an error passed through, by its name in the outermost."""
+    modules = []
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            modules.append(owner)
+        trace = trace.tb_next
+    if not modules:
+        return "its loss"
+    names = {id(part): name for name, part in modules[0].named_modules()}
+    return f"{names.get(id(modules[-1])) or 'the model'} ({type(modules[-1]).__name__})"
