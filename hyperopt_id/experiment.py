@@ -21,6 +21,7 @@ from torch import Tensor
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.experiment_state import state_check
+from hyperopt_id.interruption import Interrupted, deferred
 from hyperopt_id.population import Record, Run
 from hyperopt_id.telemetry import as_json, measure, synchronize
 from hyperopt_id.telemetry.trace import Trace, open_trace
@@ -72,7 +73,8 @@ def stages(
     trace = _begin_trace(parts, plan, progress, telemetry, (resume or {}).get("trace"))
     on_threads = parts.compiled and parts.device.type == "cpu"
     yield progress
-    with runtime.shared_out(len(parts.members) if on_threads else 1) as each, closing(trace or ExitStack()):
+    share = runtime.shared_out(len(parts.members) if on_threads else 1)
+    with share as each, closing(trace or ExitStack()), deferred() as arrived:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
@@ -84,12 +86,15 @@ def stages(
                 _report(parts, plan, progress, records, telemetry)
             if starting is not None and not last:
                 progress.chunks = [c._replace(z=s.z) for c, s in zip(progress.chunks, starting, strict=True)]
-            due = plan.checkpoint_every and (last or progress.update % plan.checkpoint_every == 0)
+            ends = 0 if last else arrived()
+            due = plan.checkpoint_every and (last or ends or progress.update % plan.checkpoint_every == 0)
             if telemetry is not None and due:
                 with parts.stopwatch.measure("logging"):
                     tree = {**progress.tree(parts, began), **(remember or {})}
                     synchronize(telemetry.directory)
                     checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep, identity)
+            if ends:
+                raise Interrupted(ends, f" after hyper-update {progress.update}")
             if reported:
                 yield progress
 

@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from hyperopt_id.interruption import Interrupted, answered
 
 FLAGS = {  # options that are short for a key of the config
     "runs": "population.runs",
@@ -57,15 +60,17 @@ def given_flags(options: argparse.Namespace) -> list[str]:
 
 
 def ended(command: Callable[[], Any], interrupted: str = "") -> int:
-    """Run `command`; the exit status. A mistake of the user ends in one line and 2; Ctrl-C in 130, and a line that says
-    how to go on."""
+    """Run `command`; the exit status. A mistake of the user ends in one line and 2; Ctrl-C in 130, SIGTERM in 143 and
+    SIGHUP in 129, and a line that says how to go on (see `interruption`)."""
     try:
-        command()
+        with answered():
+            command()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        if said := str(error) or interrupted:
+        number = error.number if isinstance(error, Interrupted) else 0
+        if said := interrupted if number else str(error) or interrupted:
             print(said, file=sys.stderr)
-        return 130
+        return 128 + (number or signal.SIGINT)
     return 0

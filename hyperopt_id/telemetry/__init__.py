@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hyperopt_id.interruption import Interrupted
 from hyperopt_id.telemetry.directory import (
     OccupiedError,
     claim,
@@ -152,7 +153,7 @@ class Telemetry:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None and not self._closed:
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}".rstrip(": ")
             cure = f"; continue with --resume {self.directory}" if self._resumable else ""
             logger.error("stopped by %s%s", reason, cure)
         self.close()
