@@ -145,8 +145,8 @@ def split_by_position(
 
 def standardize(values: np.ndarray, rows: int, names: str = "column") -> tuple[np.ndarray, np.ndarray]:
     """(standardized float64 values, deviation per column); statistics over the first `rows` rows (train and
-    validation), population deviation; columns that are `constant` there are divided by 1, which the log says of those
-    whose values differ.
+    validation), population deviation; columns that are `constant` there are divided by 1, and where their values differ
+    by rounding, the log says so and the values become 0.
 
     Powers of two are taken out of a column first, so that no square overflows or underflows and no bit changes.
     """
@@ -156,13 +156,16 @@ def standardize(values: np.ndarray, rows: int, names: str = "column") -> tuple[n
         scaled = np.ldexp(values, -exponent)
     known, without = scaled[:rows], constant(values, rows)
     mean, deviation = known.mean(axis=0), np.where(without, 1.0, known.std(axis=0))
-    for column in np.flatnonzero(without & (known.max(axis=0) != known.min(axis=0))):
+    rounding = without & (known.max(axis=0) != known.min(axis=0))
+    for column in np.flatnonzero(rounding):
         name = f"{names} {column + 1}" if values.ndim > 1 else names
         logger.warning("data: %s is constant up to rounding: it is centered, and not divided by its deviation", name)
-    centered = values - np.ldexp(mean, exponent)
-    return np.where(without, centered, (scaled - mean) / deviation), np.where(
-        without, 1.0, np.ldexp(deviation, exponent)
-    )
+    with np.errstate(over="ignore"):  # of columns that are not constant
+        centered = values - np.ldexp(mean, exponent)
+    noise = np.abs(centered[:rows]).max(axis=0)
+    centered = np.where(rounding & (np.abs(centered) <= noise), 0.0, centered)
+    result = np.where(without, centered, (scaled - mean) / deviation)
+    return result, np.where(without, 1.0, np.ldexp(deviation, exponent))
 
 
 def constant(values: np.ndarray, rows: int) -> np.ndarray:
