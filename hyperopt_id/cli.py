@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperopt_id import launch
+from hyperopt_id import launch, user_cache
 from hyperopt_id import replay as replaying
 from hyperopt_id.build.names import from_config
 from hyperopt_id.config import dump, load
@@ -45,14 +46,25 @@ def replay_parser() -> argparse.ArgumentParser:
     return result
 
 
+def cache_parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="hyperopt-id cache",
+        description="Compiled programs and kernels that are kept for later starts.",
+    )
+    what = result.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="what there is (the default)")
+    what.add_argument("--clear", action="store_true", help="remove it; it is compiled anew when it is needed")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script `hyperopt-id`: `hyperopt-id train ...`, `hyperopt-id replay ...`."""
+    """The console script `hyperopt-id`: `hyperopt-id train ...`, `hyperopt-id replay ...`, `hyperopt-id cache ...`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "replay": replay}
+    commands = {"train": train, "replay": replay, "cache": cache}
     if given and given[0] in commands:
         return commands[given[0]](given[1:])
     print(
-        "usage: hyperopt-id train -c FILE... | hyperopt-id replay RUN   (--help after either says more)",
+        "usage: hyperopt-id train -c FILE... | hyperopt-id replay RUN | hyperopt-id cache   (--help after each: more)",
         file=sys.stderr,
     )
     return 0 if given[:1] in (["-h"], ["--help"]) else 2
@@ -68,6 +80,25 @@ def replay(arguments: Sequence[str] | None = None) -> int:
     """Replay the run that the arguments name; ends as `train` does."""
     options = replay_parser().parse_args(arguments)
     return ended(lambda: _replay(options))
+
+
+def cache(arguments: Sequence[str] | None = None) -> int:
+    """Show or remove what was compiled; ends as `train` does."""
+    options = cache_parser().parse_args(arguments)
+    return ended(lambda: _cache(options.clear))
+
+
+def _cache(clear: bool) -> None:
+    try:
+        entries = user_cache.clear() if clear else user_cache.contents()
+        folder = user_cache.folder()
+    except (RuntimeError, OSError) as error:  # no home folder; a folder that may not be changed
+        raise ValueError(f"the cache cannot be used ({error}): set HYPEROPT_ID_CACHE") from error
+    for entry in [] if clear else entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        print(f"{entry.kind:8} {entry.size / 1e6:8.1f} MB   used {used}   {entry.path.name}")
+    size = sum(entry.size for entry in entries) / 1e6
+    print(f"{'removed ' if clear else ''}{len(entries)} files, {size:.1f} MB, in {folder}")
 
 
 def _replay(options: argparse.Namespace) -> None:

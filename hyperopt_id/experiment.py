@@ -72,6 +72,9 @@ def stages(
     starting = Progress.begin(parts).chunks if plan.reset else None
     trace = _begin_trace(parts, plan, progress, telemetry, (resume or {}).get("trace"))
     on_threads = parts.compiled and parts.device.type == "cpu"
+    if parts.compilation is not None and progress.update < plan.updates:
+        first = partial(hyper_update, parts, plan, progress.update, progress.chunks[0], parts.members[0])
+        parts.compilation.prepare(first)
     yield progress
     share = runtime.shared_out(len(parts.members) if on_threads else 1)
     with share as each, closing(trace or ExitStack()), deferred() as arrived:

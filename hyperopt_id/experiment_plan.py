@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import population
+from hyperopt_id.compilation import Compilation
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.runtime import Stopwatch
@@ -37,6 +38,7 @@ class Parts:
     lift: Lift
     device: torch.device
     compiled: bool = False
+    compilation: Compilation | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     sizes: Mapping[str, int] = field(default_factory=dict)
     digests: Callable[[], dict[str, str]] = dict

@@ -15,7 +15,7 @@ Map = Callable[..., Iterable[Any]]
 @contextmanager
 def shared_out(tasks: int) -> Iterator[Map]:
     """A `map` for `tasks` calls at a time, on as many threads as torch may use; each of them computes with its share of
-    torch's threads. The first `map` runs in the calling thread: it is the one that compiles.
+    torch's threads.
 
     For compiled chunks of a population: they are independent, and compiled programs leave Python's lock while they
     compute, so that this scales where the parallel loops inside of one small chunk do not.
@@ -25,20 +25,11 @@ def shared_out(tasks: int) -> Iterator[Map]:
     if count == 1:
         yield map
         return
-    first = True
-
-    def shared(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
-        nonlocal first
-        if first:
-            first = False
-            return map(function, *arguments)
-        return pool.map(function, *arguments)
-
     share = partial(torch.set_num_threads, cores // count)
-    share()  # here, too: programs are compiled for a number of threads
+    share()  # here, too, for what is computed between the calls
     try:
         with ThreadPoolExecutor(count, initializer=share) as pool:
-            yield shared
+            yield pool.map
     finally:
         torch.set_num_threads(cores)
 

@@ -139,20 +139,20 @@ def check_data(chunks: Sequence[Chunk]) -> None:
                 check_digests(known["digests"], {"data": digest}, f"the run in {run}")
 
 
-# The config that the compiled programs of this process are of: torch keeps them for the process, not for a caller, and
-# a worker hands nothing from one task to the next, so only the process can remember.
+# The config that programs for a GPU of this process are of: torch keeps them for the process, not for a caller, and a
+# worker hands nothing from one task to the next, so only the process can remember.
 _last: list[Config] = []
 
 
 def train(tree: dict[str, Any], directory: Path) -> None:
     """Train a chunk to its end, wherever it is. Runs in a worker's process, which may have trained others before.
 
-    The compiled programs of a run serve the next one of the same algorithm; those of another one are forgotten, since
-    torch keeps only a few of each function.
+    On a GPU, the compiled programs of a run serve the next one of the same algorithm; those of another one are
+    forgotten, since torch keeps only a few of each function. Those of a CPU are in the user's cache.
     """
     config = from_dict(tree)
     alike = replace(config, seed=0, population=replace(config.population, start={}))
-    if _last != [alike]:
+    if torch.cuda.is_available() and _last != [alike]:
         torch.compiler.reset()
         _last[:] = [alike]
     _complete(config, directory)

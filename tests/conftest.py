@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; processes that tests start inherit it
+os.environ["HYPEROPT_ID_COMPILE_LATER"] = "0"  # nothing goes on in the background
 
 import hypothesis
 import pytest

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_id import compilation, population, rules, trees
+from hyperopt_id import compilation_cuda, population, rules, trees
 from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
 from hyperopt_id.build.vectorized import check_vectorized
+from hyperopt_id.compilation import Compilation
 from hyperopt_id.curvature import Curvature, choose, none
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
@@ -124,6 +125,9 @@ def _parts(
     how, watch = execution.lift, Stopwatch()
     device = next(iter(task.init(seeds[0])[0].values())).device
     dynamics, objective = lifted
+    members = population.chunks(len(seeds), 1 if how == "loop" else execution.chunk)
+    ahead = execution.compile and device.type == "cpu"
+    compiling = Compilation(len(members), partial(watch.measure, "compile")) if ahead else None
     return Parts(
         start=start,
         update=population.make_update(
@@ -133,7 +137,7 @@ def _parts(
             population.lift_rule(meta, how),
             space.project,
             run_axes=int(how == "vmap"),
-            prepare=_preparation(execution, watch, device),
+            prepare=_preparation(execution, watch, device, compiling),
         ),
         evaluate=population.lift(task.evaluate, how),
         hyper=partial(_natural, dynamics, space),
@@ -145,6 +149,7 @@ def _parts(
         lift=how,
         device=device,
         compiled=execution.compile,
+        compilation=compiling,
         stopwatch=watch,
         sizes=task.sizes,
         digests=lambda: {"data": digest} if (digest := task.digest()) else {},
@@ -248,16 +253,20 @@ def autocast(loss: Callable[..., Any]) -> Callable[..., Any]:
     return under_autocast
 
 
-def _preparation(execution: Execution, watch: Stopwatch, device: torch.device) -> Callable[..., Any]:
-    """Compile where asked, and time: the first call of a compiled piece counts as compilation."""
+def _preparation(
+    execution: Execution, watch: Stopwatch, device: torch.device, compiling: Compilation | None
+) -> Callable[..., Any]:
+    """Compile where asked, and time. On a CUDA device, the first call of a compiled piece counts as compilation."""
 
     def prepare(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         if part == "update":
             capture = execution.compile and device.type == "cuda"
-            return watch.timed(compilation.captured(function), "inner") if capture else function
+            return watch.timed(compilation_cuda.captured(function), "inner") if capture else function
         if not execution.compile:
             return watch.timed(function, part)
-        program = compilation.compiled(function)
+        if compiling is not None:
+            return compiling.piece(function, partial(watch.timed, part=part))
+        program = compilation_cuda.compiled(function)
         first, later = watch.timed(program, "compile"), watch.timed(program, part)
         pending = [True]
 

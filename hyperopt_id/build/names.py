@@ -55,6 +55,7 @@ SECONDS_WORTH_COMPILING = {  # of eager training: compiling takes 10 to 30 secon
     **dict.fromkeys(RULES, 60.0),
     "mulo": 180.0,
 }
+SECONDS_WORTH_LOOKING = 2.0  # for programs that are there, which takes one, and saves half of the training
 
 
 def from_config(
@@ -86,9 +87,11 @@ def from_config(
     }
     plan = build_plan(config)
     execution = _execution(config, task, seeds)
-    if compiled is None:
-        compiled = _decide_compilation(config, device, plan, lambda: assemble(task, **common, execution=execution))
-    parts = assemble(task, **common, execution=replace(execution, compile=compiled))
+
+    def make(compiled: bool) -> Parts:
+        return assemble(task, **common, execution=replace(execution, compile=compiled))
+
+    parts = _decided(config, device, plan, make) if compiled is None else make(compiled)
     return with_files(parts, config), plan
 
 
@@ -199,26 +202,37 @@ def build_plan(config: Config) -> Plan:
     )
 
 
-def _decide_compilation(config: Config, device: torch.device, plan: Plan, eager: Callable[[], Parts]) -> bool:
-    if config.inner.compile == "off":
-        return False
-    reason = compilation.obstacle(device)
-    if reason is None and config.inner.compile == "on":
-        return True
-    if reason is None:
-        seconds = _eager_seconds(eager(), plan)
-        if seconds >= SECONDS_WORTH_COMPILING[config.inner.rule]:
-            return True
-        reason = f"the whole run takes about {seconds:.0f} s as it is"
-    elif config.inner.compile == "on":
-        logger.warning("not compiled, running eagerly: %s", reason)
-        return False
+def _decided(config: Config, device: torch.device, plan: Plan, make: Callable[[bool], Parts]) -> Parts:
+    """The parts that `make(compiled)` makes, compiled where that is asked for, worth it, or has been done before."""
+    setting = config.inner.compile
+    if setting == "off":
+        return make(False)
+    if reason := compilation.obstacle(device):
+        logger.log(logging.WARNING if setting == "on" else logging.INFO, "not compiled, running eagerly: %s", reason)
+        return make(False)
+    if setting == "on":
+        return make(True)
+    seconds = _eager_seconds(make(False), plan)
+    if seconds >= SECONDS_WORTH_COMPILING[config.inner.rule]:
+        return make(True)
+    reason = f"the whole run takes about {seconds:.0f} s as it is"
+    if seconds >= SECONDS_WORTH_LOOKING and (compiling := (ready := make(True)).compilation) is not None:
+        if compiling.is_there(lambda: _first_update(ready, plan)):
+            return ready
+        if compiling.compile_later():
+            reason += "; it is compiled in the background, for later starts"
     logger.info("not compiled, running eagerly: %s", reason)
-    return False
+    return make(False)
+
+
+def _first_update(parts: Parts, plan: Plan) -> None:
+    """The first hyper-update, which is pure and so may be tried."""
+    chunk = population.split(parts.start(), parts.members[:1], parts.lift)[0]
+    hyper_update(parts, plan, 0, chunk, parts.members[0])
 
 
 def _eager_seconds(parts: Parts, plan: Plan) -> float:
-    """The length of the run, extrapolated from its first hyper-update, which is pure and so may be tried."""
+    """The length of the run, extrapolated from its first hyper-update."""
     chunk = population.split(parts.start(), parts.members[:1], parts.lift)[0]
     attempts = []
     for _ in range(2 if parts.window <= 100 else 1):  # the first one also warms up, which is nothing beside a long one

@@ -2,16 +2,13 @@
 
     CACHE/<name>-<key>-<maker>.so    key = hash(source and what it includes, flags, processor), maker = hash(compiler)
 
-CACHE is $HYPEROPT_ID_CACHE, else $XDG_CACHE_HOME/hyperopt_id, else ~/.cache/hyperopt_id. A lock lets one of several
-processes compile while the others wait. A library ends with the SHA-256 of what is before: one that does not, because
-a disk was full or a machine lost power, is made anew. Without a compiler, a library that another one has made will do.
+CACHE and its files are those of `user_cache`. A lock lets one of several processes compile while the others wait; a
+damaged library is made anew. Without a compiler, a library that another one has made will do.
 """
 
 import contextlib
 import ctypes
-import fcntl
 import functools
-import hashlib
 import logging
 import os
 import platform
@@ -24,11 +21,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hyperopt_id import user_cache
+
 logger = logging.getLogger("hyperopt_id")
 CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-allow-unsupported-compiler")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"(.+)"', re.MULTILINE)
-_DIGEST = hashlib.sha256().digest_size
 
 
 class NoCompiler(RuntimeError):  # noqa: N818 - a state of the machine, as often as not
@@ -80,7 +78,7 @@ def library(source: Path, variable: str, names: Sequence[str], flags: Sequence[s
     except NoCompiler:
         with contextlib.suppress(OSError):  # of a folder that cannot be read
             for path in cache_folder().glob(f"{_name(source, flags)}-*.so"):
-                if _is_whole(path):
+                if user_cache.is_whole(path):
                     return _open(path)
         raise
 
@@ -98,13 +96,13 @@ def find_compiler(variable: str, names: Sequence[str]) -> str:
 
 def load(source: Path, compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
     """Compile unless the cache has the library, and load it."""
-    folder, maker = cache_folder(), _hash(compiler, run(compiler, "--version").stdout)
+    folder, maker = cache_folder(), user_cache.digest(compiler, run(compiler, "--version").stdout)
     path = folder / f"{_name(source, flags)}-{maker}.so"
     try:
-        if not _is_whole(path):
+        if not user_cache.is_whole(path):
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f"{source.stem}.lock"):
-                if not _is_whole(path):  # another process may have made it meanwhile
+            with user_cache.locked(folder / f"{source.stem}.lock"):
+                if not user_cache.is_whole(path):  # another process may have made it meanwhile
                     compile_to(path, source, compiler, flags)
     except OSError as error:
         wanted = "set HYPEROPT_ID_CACHE to a folder that can be written"
@@ -122,32 +120,16 @@ def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) ->
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
             first = next((line for line in lines if "error:" in line), lines[0])
             raise NoCompiler(f"{compiler} cannot compile {source.name}: {first}")
-        with open(partial, "ab") as file:
-            file.write(hashlib.sha256(partial.read_bytes()).digest())
+        user_cache.seal(partial)
         partial.replace(path)
 
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    if folder := os.environ.get("HYPEROPT_ID_CACHE"):
-        return Path(folder).absolute()  # a library is looked for by its path alone where that has a slash
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperopt_id"
+        return user_cache.folder()
     except RuntimeError as error:
         raise NoCompiler("compiled kernels have no place, as there is no home folder: set HYPEROPT_ID_CACHE") from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: at worst two processes compile the same
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _is_whole(path: Path) -> bool:
-    content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -158,7 +140,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _name(source: Path, flags: Sequence[str]) -> str:
-    return f"{source.stem}-{_hash(*_texts(source), *flags, platform.machine())}"
+    return f"{source.stem}-{user_cache.digest(*_texts(source), *flags, platform.machine())}"
 
 
 def _texts(source: Path) -> Iterator[str]:
@@ -167,10 +149,6 @@ def _texts(source: Path) -> Iterator[str]:
     yield text
     for name in _INCLUDE.findall(text):
         yield from _texts(source.parent / name)
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def run(compiler: str, *arguments: str) -> subprocess.CompletedProcess[str]:

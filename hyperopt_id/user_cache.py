@@ -1,0 +1,154 @@
+"""The user's cache folder: files that take long to make, are made once, and are code.
+
+    file = content + SHA-256 of the content
+
+The folder is $HYPEROPT_ID_CACHE, else $XDG_CACHE_HOME/hyperopt_id, else ~/.cache/hyperopt_id. A file whose digest does
+not fit, because a disk was full or a machine lost power, counts as missing. To load one executes it, so that `private`
+folders, and files in them, are taken from the user (or root) alone.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hyperopt_id import files
+
+BYTES_KEPT = 2**29  # of files in a private folder; the ones used last stay
+PROGRAMS = "programs"  # the private folder of compiled programs
+_DIGEST = hashlib.sha256().digest_size
+_KERNEL = re.compile(r"[a-z_]+-[0-9a-f]{16}-[0-9a-f]{16}\.so")
+
+
+class Entry(NamedTuple):
+    """A file of the cache. `used`: when it was made, or, for programs, loaded last, in seconds since the epoch."""
+
+    path: Path
+    kind: str
+    size: int
+    used: float
+
+
+def folder() -> Path:
+    """Where the cache is. Raises RuntimeError if there is no home folder and no variable that names another one."""
+    if named := os.environ.get("HYPEROPT_ID_CACHE"):
+        return Path(named).absolute()  # a library is looked for by its path alone where that has a slash
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperopt_id"
+
+
+def digest(*parts: str) -> str:
+    """A short name for what is made of these parts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def seal(path: Path) -> None:
+    """Append the digest that `is_whole` looks for."""
+    with open(path, "ab") as file:
+        file.write(hashlib.sha256(path.read_bytes()).digest())
+
+
+def is_whole(path: Path) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock that the file `path` stands for, waiting while others do; the file's descriptor."""
+    with open(path, "w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: at worst two processes make the same
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether someone holds the lock now."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def private(name: str) -> Path:
+    """The folder `name` of the cache, which only the user may change; made where it is missing.
+
+    Raises RuntimeError if it belongs to another user, others may write there, or it cannot be made.
+    """
+    path = folder() / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RuntimeError(
+            f"{path} cannot be made ({error.strerror}): set HYPEROPT_ID_CACHE to a folder that can be written"
+        ) from error
+    if not is_own(path):
+        raise RuntimeError(
+            f"{path} can be changed by others, and what is in there is executed: remove it, or set HYPEROPT_ID_CACHE"
+        )
+    return path
+
+
+def is_own(path: Path) -> bool:
+    """Whether `path` is a folder or regular file of the user's or root's that nobody else may write to."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        return False  # a link may lead anywhere
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def is_usable(path: Path) -> bool:
+    """Whether a file of a private folder may be loaded; it counts as used from now on."""
+    if not (is_own(path) and is_whole(path)):
+        return False
+    with contextlib.suppress(OSError):  # a folder that is only read
+        os.utime(path)
+    return True
+
+
+def store(path: Path, content: bytes) -> None:
+    """Have a sealed file in a private folder, complete or not at all, and drop those used longest ago."""
+    files.replace(path, lambda file: file.write(content + hashlib.sha256(content).digest()))
+    kept = 0
+    for entry in sorted(entries(path.parent), key=lambda entry: -entry.used):
+        kept += entry.size
+        if kept > BYTES_KEPT and entry.path != path:
+            with contextlib.suppress(OSError):
+                entry.path.unlink()
+
+
+def entries(path: Path, kind: str = "program") -> Iterator[Entry]:
+    """The libraries in one folder."""
+    with contextlib.suppress(OSError):
+        for file in sorted(path.glob("*.so")):
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and (kind == "program" or _KERNEL.fullmatch(file.name)):
+                yield Entry(file, kind, status.st_size, status.st_mtime)
+
+
+def contents() -> list[Entry]:
+    """All that the cache holds: kernels, and compiled programs."""
+    return [*entries(folder(), "kernel"), *entries(folder() / PROGRAMS)]
+
+
+def clear() -> list[Entry]:
+    """Remove what the cache holds, and nothing else that is in its folder; what was removed."""
+    removed = contents()
+    for entry in removed:
+        entry.path.unlink(missing_ok=True)
+    if is_own(folder() / PROGRAMS):  # with locks, and what the compiler keeps for itself
+        shutil.rmtree(folder() / PROGRAMS, ignore_errors=True)
+    return removed
