@@ -6,6 +6,7 @@ to replay its trace is to obtain the model.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,19 @@ from baselines.trainable import member
 from baselines.training import Tree, Workshop
 from hyperopt_id import checkpoint
 from hyperopt_id.analysis.load import load_reports
-from hyperopt_id.telemetry import read_json
-from hyperopt_id.telemetry.directory import write_json
+from hyperopt_id.config import load
+from hyperopt_id.files import read_json_file
+from hyperopt_id.telemetry.directory import remove_temporary, write_json
 from hyperopt_id.telemetry.search import incumbents
+
+logger = logging.getLogger("hyperopt_id")
 
 
 def conclude(directory: Path, method: str, open_workshop: Callable[[], Workshop]) -> dict[str, Any]:
     """The summary of the search in `directory`. What is interrupted is done again."""
     logged, workshop = lines(directory), None
     for run in (directory / "runs").glob("trial_*"):
+        remove_temporary(run)
         own = [line for line in logged if line["run"] == f"runs/{run.name}"]
         if not own:  # its first report would have come after the budget was spent
             shutil.rmtree(run, ignore_errors=True)
@@ -45,14 +50,19 @@ def conclude(directory: Path, method: str, open_workshop: Callable[[], Workshop]
 
 
 def _is_whole(run: Path, line: Mapping[str, Any]) -> bool:
-    """Whether a run directory tells of the model that its trial has logged last, in reports and summary."""
-    summary = read_json(run / "summary.json")
-    ends_there = summary is not None and summary["final"]["loss/validation"] == [line["loss/validation"]]
-    return ends_there and any(_is_report(report, line) for report in load_reports(run))
+    """Whether a run directory tells of the model that its trial has logged last, in config, reports and summary, none
+    of which is damaged."""
+    try:
+        load([run / "config.yaml"])
+        final = read_json_file(run / "summary.json", {"final": {"loss/validation": list}})["final"]
+        reports = load_reports(run)
+    except ValueError:
+        return False
+    return final["loss/validation"] == [line["loss/validation"]] and any(_is_report(one, line) for one in reports)
 
 
 def _is_report(report: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
-    return all(report[key] == line[key] for key in ("step", "loss/validation"))
+    return all(report.get(key) == line[key] for key in ("step", "loss/validation"))
 
 
 def _train_again(workshop: Workshop, run: Path, saved: Tree | None, own: Sequence[Mapping[str, Any]]) -> None:
@@ -74,7 +84,12 @@ def _with_run(directory: Path, best: dict[str, Any]) -> dict[str, Any]:
     run, file = directory / best["run"], packed(directory, best)
     if _is_report(load_reports(run)[-1], best) or not file.is_file():
         return best
-    training.unpack(training.load(file), directory / "best")
+    try:
+        tree = training.load(file)
+    except ValueError as error:
+        logger.warning("%s: the best model can only be replayed if its trial ends with it", error)
+        return best
+    training.unpack(tree, directory / "best")
     shutil.copy(run / "environment.json", directory / "best")
     return {**best, "run": "best"}
 

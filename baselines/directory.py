@@ -23,8 +23,9 @@ from hyperopt_id.config import dump, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment_plan import Parts
 from hyperopt_id.files import read_json_file
-from hyperopt_id.telemetry.directory import write_json, write_text
+from hyperopt_id.telemetry.directory import remove_temporary, write_json, write_text
 from hyperopt_id.telemetry.measure import plain
+from hyperopt_id.telemetry.search import SUMMARY
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def claimed(directory: Path, config: Config, settings: Mapping[str, Any]) -> Ite
     Raises ValueError where another process holds it (an `OccupiedError`), it is another search's, or cannot be written.
     """
     with held(directory / LOCK, "wait for it, or choose another name with -n NAME"):
+        remove_temporary(directory)
         yield claim(directory, config, settings)
 
 
@@ -75,6 +77,15 @@ def settings_of(directory: Path) -> dict[str, Any]:
         return read_json_file(directory / "search.json", {"method": str, "compiled?": bool})
     except ValueError as error:
         raise ValueError(f"{error}; without it nobody knows whose search this is: start a new one instead") from error
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    """The summary of a search that is finished. Raises ValueError if it is damaged."""
+    path = directory / "summary.json"
+    try:
+        return read_json_file(path, SUMMARY)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the same command makes it again") from error
 
 
 def discard(directory: Path) -> None:

@@ -154,11 +154,17 @@ class Ledger(tune.Callback):
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
-    """What has been logged so far."""
-    if not (directory / "search.jsonl").is_file():
+    """What has been logged so far. Raises ValueError if the log is damaged, or has lost a line."""
+    path = directory / "search.jsonl"
+    if not path.exists():
         return []
-    with open_regular(directory / "search.jsonl") as file:
-        return [line for line, _ in evaluations(file, EVALUATION | OF_A_TRIAL)]
+    with open_regular(path) as file:
+        found = [line for line, _ in evaluations(file, EVALUATION | OF_A_TRIAL)]
+    for number, line in enumerate(found):
+        if line["evaluation"] != number:
+            text = f"{path}: line {number + 1} is evaluation {line['evaluation']}, where {number} was to come"
+            raise ValueError(f"{text}: lines are lost; start a new search instead")
+    return found
 
 
 def packed(directory: Path, line: Mapping[str, Any]) -> Path:

@@ -32,7 +32,7 @@ from hyperopt_id.analysis.cost import gradients_per_update
 from hyperopt_id.build.names import SECONDS_WORTH_COMPILING, from_config, pick_device, starting_values
 from hyperopt_id.config import to_dict
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry import read_json
+from hyperopt_id.files import check_form, read_json_file
 from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.measure import plain, typical
 from hyperopt_id.telemetry.search import EVALUATION, SearchLog, incumbents
@@ -103,7 +103,7 @@ def complete(search: Search, summarize: Callable[[Sequence[Evaluation]], dict[st
             if new and not log.records:
                 discard(search.directory)
             raise
-        summary = summarize(list(filter(search.plan.counts, log.records)))
+        summary = summarize(sorted(filter(search.plan.counts, log.records), key=_place))
         write_json(search.directory / "summary.json", summary)
     return summary
 
@@ -150,6 +150,7 @@ def _round(search: Search, log: SearchLog, number: int, first: int, size: int, *
     choosing = time.perf_counter() - began
     run = f"runs/round_{number:03d}"
     summary = plain(launch.complete(config, search.directory / run, build=_on_the_same_data(search)))
+    _check(summary, config.population.runs, search.directory / run)
     share = (choosing + summary["seconds"]["total"]) / config.population.runs
     lines = _evaluations(config, summary, run, repetitions, first, _spent(before, first), share)
     for line in search.annotate(before, lines):
@@ -166,6 +167,21 @@ def _on_the_same_data(search: Search) -> launch.Build:
         return parts, plan
 
     return build
+
+
+def _check(summary: Any, runs: int, directory: Path) -> None:
+    """Raise ValueError if the summary of a round, which was perhaps there before, is damaged."""
+    where, final = f"{directory / 'summary.json'}", {"final": dict, "seconds": {"total": float}}
+    cure = "remove it, and the same command makes it again"
+    try:
+        check_form(summary, final, where)
+        for name, values in summary["final"].items():
+            check_form(values, [(float, type(None))], f"{where}: final: {name}")
+            if len(values) != runs:
+                raise ValueError(f"{where}: final: {name}: needs {runs} numbers, found {len(values)}")
+        check_form(summary["final"], {"loss/validation": list}, f"{where}: final")
+    except ValueError as error:
+        raise ValueError(f"{error}; {cure}") from error
 
 
 def _round_config(search: Search, number: int, first: int, size: int, starts: Starts, alone: bool) -> Config:
@@ -185,10 +201,11 @@ def compile_round(search: Search, number: int) -> Literal["auto", "on", "off"]:
     `auto` asks whether what its training took adds up, over all further rounds, to what is worth compiling. Its summary
     is on the disk, so that an interrupted search decides the same."""
     config, plan = search.config, search.plan
-    first = read_json(search.directory / "runs" / "round_000" / "summary.json")
-    if config.inner.compile != "auto" or number == 0 or first is None:
+    first = search.directory / "runs" / "round_000" / "summary.json"
+    if config.inner.compile != "auto" or number == 0 or not first.exists():
         return config.inner.compile
-    seconds = first["seconds"]
+    parts = dict.fromkeys(("total", "inner", "hypergradient", "compile"), float)
+    seconds = read_json_file(first, {"seconds": parts})["seconds"]
     rounds = 1.0 if plan.together is None else affordable(config, plan) / plan.together
     budget = math.inf if plan.seconds is None else plan.seconds * plan.repetitions
     left = min((seconds["inner"] + seconds["hypergradient"]) * (rounds - 1), budget - seconds["total"])
@@ -200,7 +217,7 @@ def _evaluations(
     config: Config, summary: Mapping[str, Any], run: str, repetitions: int, first: int, before: float, share: float
 ) -> list[Evaluation]:
     """The lines of a finished round, in order: each repetition had spent `before` seconds, an evaluation takes `share`
-    more."""
+    more. Raises ValueError if the round has no such summary."""
     size = config.population.runs // repetitions
     starts, cost = starting_values(config), _cost(config)
     return [
@@ -254,9 +271,9 @@ def affordable(config: Config, plan: Plan) -> float:
     return min(total, plan.gradients // cost)
 
 
-def _place(line: Evaluation) -> tuple[int, int]:
-    """Orders lines: one that was lost is logged again after later ones."""
-    return line["evaluation"], line["repetition"]
+def _place(line: Evaluation) -> tuple[int, str, int, int]:
+    """Orders lines as they are logged, of which one that was lost comes again after later ones."""
+    return len(line["run"]), line["run"], line["repetition"], line["evaluation"]
 
 
 def _spent(lines: Sequence[Evaluation], first: int) -> float:

@@ -25,14 +25,14 @@ from baselines import restoring, training
 from baselines.arguments import ENDS
 from baselines.cluster import Resources, cluster, environment, shared
 from baselines.conclusion import conclude, tidy
-from baselines.directory import claimed, discard, identify, settings_of
+from baselines.directory import claimed, discard, identify, settings_of, summary_of
 from baselines.ledger import Budget, Ledger, TrialError, lines
 from baselines.rounds import searched
 from baselines.trainable import Trial, named
 from baselines.training import Training, Workshop
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config
-from hyperopt_id.telemetry import is_finished, read_json
+from hyperopt_id.telemetry import is_finished
 from hyperopt_id.telemetry.directory import write_json
 
 RETRIES = 2  # of a trial whose worker dies
@@ -83,7 +83,8 @@ def complete(search: Search, limits: Mapping[str, float | None], resources: Reso
     with claimed(directory, config, {**search.settings, **limits, "trials": search.trials}) as new:
         if is_finished(directory):
             tidy(directory)
-            return read_json(directory / "summary.json")
+            return summary_of(directory)
+        lines(directory)  # says what is wrong with the log, before anything else reads it
         return _complete(search, budget, resources, new)
 
 
@@ -92,7 +93,7 @@ def _complete(search: Search, budget: Budget, resources: Resources, new: bool) -
     directory = search.directory
     try:
         compiled = _workshop(search).parts.compiled  # what is wrong with the config or the data is said here, once
-        results = None if budget.stop_all() else _results(search, budget, resources, compiled)
+        results = None if _is_over(search, budget) else _results(search, budget, resources, compiled)
     except ValueError:
         if new and not lines(directory):
             discard(directory)
@@ -141,10 +142,19 @@ def _check_over(search: Search, budget: Budget, results: tune.ResultGrid) -> Non
         restoring.set_aside(search.directory)  # what they failed of may be what Ray would restore
         first = str(results.errors[0]).strip().splitlines()[-1]
         raise ValueError(f"{len(results.errors)} of {len(results)} trials failed ({first}); --resume tries them again")
-    finished, trials = sum(map(is_finished, (search.directory / "runs").glob("trial_*"))), search.trials
-    if not budget.stop_all() and (trials is None or finished < trials):  # Ray answers Ctrl-C by coming back
-        of = "" if trials is None else f" of {trials}"
-        raise KeyboardInterrupt(f"Ray was stopped when {finished}{of} trials were finished; --resume goes on")
+    if not _is_over(search, budget):  # Ray answers Ctrl-C by coming back
+        of = "" if search.trials is None else f" of {search.trials}"
+        text = f"Ray was stopped when {_finished(search.directory)}{of} trials were finished; --resume goes on"
+        raise KeyboardInterrupt(text)
+
+
+def _is_over(search: Search, budget: Budget) -> bool:
+    return budget.stop_all() or (search.trials is not None and _finished(search.directory) >= search.trials)
+
+
+def _finished(directory: Path) -> int:
+    """How many trials are."""
+    return sum(map(is_finished, (directory / "runs").glob("trial_*")))
 
 
 def _tuner(search: Search, budget: Budget, resources: Resources, compiled: bool) -> tune.Tuner:

@@ -232,7 +232,7 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file, or None where it is missing or was cut off."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

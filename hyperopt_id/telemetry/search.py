@@ -41,6 +41,7 @@ def is_below(value: Any) -> bool:
 
 SPENT = {"repetition": _count, "evaluation": _count, "gradients": _amount, "seconds": _amount, "loss/validation": _loss}
 EVALUATION = {**SPENT, "hyper": dict, "step": _count, "run": is_below, "member": _count}  # forms of a record
+SUMMARY = {"method": str, "repetitions": [EVALUATION]}  # of a search, as it is in `summary.json`
 
 
 def evaluations(file: IO[bytes], form: Mapping[str, Any] = SPENT) -> list[tuple[dict[str, Any], int]]:

@@ -91,7 +91,7 @@ def _trial(name: str, whole: Whole, chance: random.Random, folder: Path) -> Outc
         events += hit
         if process.fault(in_order=how != "kill" and how != "kill all"):
             return Outcome("; ".join(what), *process.fault(in_order=True), events)  # pyright: ignore[reportArgumentType]
-        if how == "signal" and hit and process.status not in (130, 0, -number):
+        if how == "signal" and hit and process.status not in (130, 128 + number, -number, 0):
             return Outcome("; ".join(what), "not one line", f"status {process.status}: {process.said()}", events)
         if process.status == 0:
             break
@@ -114,6 +114,7 @@ class Process:
     def __init__(self, kind: Kind, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.log = folder, folder.with_suffix(".log")
+        self.log.write_text("")
         self.status: int | None = None
         self.hangs = False
         sys.stdout.flush()
