@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.dropout import stateless_dropout
-from hyperopt_id.tasks.embedding import constant_padding
+from hyperopt_id.tasks.substitutes import substituted
 
 ModuleFactory = Callable[[], nn.Module]
 COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -46,13 +45,13 @@ class Builder:
         return build, build.prepared(first), build.prepared(second)
 
     def __call__(self, seed: int) -> nn.Module:
-        """The module of this seed, with dropout that draws from the batch's seed, and embeddings for several runs."""
+        """The module of this seed, with layers that draw from the batch's seed."""
         return self.prepared(_call(self.factory, seed))
 
     def prepared(self, module: nn.Module) -> nn.Module:
         if self.original is not None:
             module = _copied(module)
-        return stateless_dropout(constant_padding(converted(module, self.device, self.dtype)))
+        return substituted(converted(module, self.device, self.dtype))
 
 
 def _copied(module: nn.Module) -> nn.Module:

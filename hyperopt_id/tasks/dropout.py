@@ -1,5 +1,14 @@
-"""Dropout without state: a mask is a hash of where it is drawn, so that a step can be repeated and runs be stacked."""
+r"""Dropout without state: a mask is a hash of where it is drawn, so that a step can be repeated and runs be stacked.
 
+.. math:: y = x \cdot \mathrm{keep} / (1 - p), \qquad \mathrm{keep} \sim \mathrm{Bernoulli}(1 - p)
+
+with keep drawn from a hash of (seed, stream, call, element). The seed is a buffer that the functional call replaces by
+`batch.seed`, so no module between has to pass it on; `stream` numbers the layers of a model that draw, and `calls`
+counts the calls of one within a pass (`begin_pass`). No generator is touched, so these layers work under vmap (each run
+its own mask), torch.compile and double backward.
+"""
+
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,40 +18,21 @@ from torch.nn.modules.dropout import _DropoutNd
 from hyperopt_id.tasks.hashing import random_bits
 
 CALL = 1 << 16  # streams of the second call of a layer begin there
+ALPHA = 1.7580993408473766  # minus the value that SELU saturates at: arXiv 1706.02515
 
 
-class Dropout(nn.Dropout):
-    """y = x · keep / (1 - p), keep ~ Bernoulli(1 - p) drawn from a hash of (seed, stream, call, element).
-
-    The seed is a buffer that the functional call replaces by `batch.seed`, so no module between has to pass
-    it on; `stream` numbers the dropout layers of a model, and `calls` counts the calls of this one within a pass
-    (`begin_pass`). No generator is touched, so the layer works under vmap (each run its own mask), torch.compile and
-    double backward, and a step can be evaluated again with the same mask.
-    """
+class Stateless(nn.Module):
+    """A layer that draws from the batch's seed."""
 
     seed: Tensor
     stream: int
     calls: int
     repeated: bool
 
-    def __init__(self, probability: float, stream: int = 0) -> None:
-        if not 0.0 <= probability < 1.0:
-            raise ValueError(f"a dropout probability must be in [0, 1), got {probability}")
-        super().__init__(probability)
-        _make_stateless(self, stream)
-
-    @property
-    def probability(self) -> float:
-        return self.p
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
-        if not self.training or self.p == 0.0:
-            return input
-        if self.p == 1.0:
-            return input * 0.0
-        bits = random_bits(self.seed, self.stream + self._call() * CALL, input.numel()).reshape(input.shape)
-        keep = bits >= round(self.p * 2.0**32)
-        return torch.where(keep, input / (1.0 - self.p), 0.0)
+    def keep(self, shape: Sequence[int], probability: float) -> Tensor:
+        """Which of these entries are kept."""
+        bits = random_bits(self.seed, self.stream + self._call() * CALL, math.prod(shape)).reshape(shape)
+        return bits >= round(probability * 2.0**32)
 
     def _call(self) -> int:
         """The number of this call within the pass. A call inside a backward pass is that of activation checkpointing,
@@ -64,44 +54,96 @@ class Dropout(nn.Dropout):
         self.__dict__["calls"] = number + 1  # nn.Module's own way takes microseconds
         return number
 
+
+class Dropout(nn.Dropout, Stateless):
+    """`nn.Dropout` that draws from the batch's seed."""
+
+    def __init__(self, probability: float, stream: int = 0) -> None:
+        if not 0.0 <= probability < 1.0:
+            raise ValueError(f"a dropout probability must be in [0, 1), got {probability}")
+        super().__init__(probability)
+        make_stateless(self, stream)
+
+    @property
+    def probability(self) -> float:
+        return self.p
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        return dropped(self, input, self.p, input.shape) if self.training else input
+
     def extra_repr(self) -> str:
         return f"probability={self.p}, stream={self.stream}"
 
 
-def _make_stateless(layer: nn.Dropout, stream: int) -> None:
+def dropped(layer: Stateless, x: Tensor, probability: float, shape: Sequence[int]) -> Tensor:
+    """x with entries dropped by a mask of that shape, and the others scaled."""
+    if probability == 0.0:
+        return x
+    if probability == 1.0:
+        return x * 0.0
+    return torch.where(layer.keep(shape, probability), x / (1.0 - probability), 0.0)
+
+
+class _Channels(_DropoutNd, Stateless):
+    """`nn.Dropout1d`, `2d` and `3d`: whole channels of [N, C, ...] are dropped, or of [C, ...] with `axes` axes."""
+
+    axes = 0
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        if not self.training:
+            return input
+        leading = 1 if input.ndim == self.axes else 2
+        return dropped(self, input, self.p, [*input.shape[:leading], *[1] * (input.ndim - leading)])
+
+
+class Dropout1d(_Channels, nn.Dropout1d):
+    axes = 2
+
+
+class Dropout2d(_Channels, nn.Dropout2d):
+    """Three axes are [N, C, L] here."""
+
+
+class Dropout3d(_Channels, nn.Dropout3d):
+    axes = 4
+
+
+class AlphaDropout(nn.AlphaDropout, Stateless):
+    r"""\(y = a (x \cdot \mathrm{keep} - \alpha (1 - \mathrm{keep}) + \alpha p)\), which keeps mean 0 and variance 1."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        return _alpha_dropped(self, input, self.p, input.shape) if self.training else input
+
+
+class FeatureAlphaDropout(nn.FeatureAlphaDropout, Stateless):
+    """The same for whole channels of [N, C, ...]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        shape = [*input.shape[:2], *[1] * (input.ndim - 2)]
+        return _alpha_dropped(self, input, self.p, shape) if self.training else input
+
+
+def _alpha_dropped(layer: Stateless, x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    if p == 0.0:
+        return x
+    if p == 1.0:
+        return x * 0.0
+    scale = 1.0 / math.sqrt((ALPHA**2 * p + 1.0) * (1.0 - p))
+    return scale * torch.where(layer.keep(shape, p), x, -ALPHA) + scale * ALPHA * p
+
+
+def make_stateless(layer: nn.Module, stream: int = 0) -> None:
     vars(layer).update(stream=stream, calls=0, repeated=False)
     layer.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
 
 
-def dropouts_of(module: nn.Module) -> list[Dropout]:
-    return [part for part in module.modules() if isinstance(part, Dropout)]
+def dropouts_of(module: nn.Module) -> list[Stateless]:
+    return [part for part in module.modules() if isinstance(part, Stateless)]
 
 
-def begin_pass(layers: Sequence[Dropout], seed: Tensor | None) -> None:
+def begin_pass(layers: Sequence[Stateless], seed: Tensor | None) -> None:
     """Start the random streams of a forward pass; without a seed, as in evaluation mode, they keep that of the last."""
     for layer in layers:
         layer.__dict__["calls"] = 0
         if seed is not None:
             layer._buffers["seed"] = seed
-
-
-def stateless_dropout(module: nn.Module) -> nn.Module:
-    """Let every `nn.Dropout`, which draws from a global generator, draw from the batch's seed, and number the dropout
-    layers so that each has its own random stream. The layers remain the objects that they are, whoever refers to them.
-
-    Raises ValueError if other parts draw dropout from a global generator.
-    """
-    for part in module.modules():
-        if type(part) is nn.Dropout:
-            part.__class__ = Dropout
-            _make_stateless(part, 0)
-    for number, part in enumerate(dropouts_of(module)):
-        part.stream = number
-    for name, part in module.named_modules():
-        hidden = isinstance(part, nn.MultiheadAttention | nn.RNNBase) and part.dropout > 0
-        if hidden or (isinstance(part, _DropoutNd) and not isinstance(part, nn.Dropout) and part.p > 0):
-            raise ValueError(
-                f"{name or 'the model'} ({type(part).__name__}) draws dropout from a global generator, "
-                "so no step could be repeated: use nn.Dropout layers, which are replaced by a stateless one"
-            )
-    return module

@@ -17,13 +17,13 @@ from hyperopt_id import trees
 from hyperopt_id.tasks import module_checks
 from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Slot, Tensors, attributes, divided, equal, has_graph, registered
-from hyperopt_id.tasks.template import Instance
+from hyperopt_id.tasks.references import STEP_SEED, close, polynomial, reached, refuse_outer
 
 if TYPE_CHECKING:
     from hyperopt_id.tasks.functional import FunctionalModule
 
 Start = tuple[Tensors, Tensors]
-STEP_SEED, RATE = 12345, 1e-2
+RATE = 1e-2
 
 
 class MismatchError(ValueError):
@@ -43,10 +43,10 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, 
         try:
             _compare(view, start, arguments)
         except MismatchError:
-            reached = _reached(view, start, arguments)
-            if not reached:
+            names = reached(view, start, arguments)
+            if not names:
                 raise
-            view.use_objects(f"forward reads {reached[0]} through a plain reference (a list, a closure, ...)")
+            view.use_objects(f"forward reads {names[0]} through a plain reference (a list, a closure, ...)")
             _compare(view, start, arguments)
         if "compile" not in view.limits and (why := _untraceable(view, start, arguments)):
             view.limits["compile"] = why
@@ -145,6 +145,11 @@ def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
         if len(first) != len(second) or not all(map(close, first, second)):
             raise MismatchError(_message("outputs"))
         for name, slope in slopes.items():
+            if not slope.any() and expected[name].any():
+                raise ValueError(
+                    f"the gradient of {name} is lost where torch.autograd.grad takes it: activation checkpointing "
+                    "needs use_reentrant=False"
+                )
             if not close(slope, expected[name]):
                 raise MismatchError(_message(f"the gradient of {name}"))
         params = {name: value - RATE * slopes[name] for name, value in params.items()}
@@ -171,7 +176,7 @@ def _live_step(live: nn.Module, seed: Tensor, arguments: tuple[Any, ...]) -> tup
     begin_pass(dropouts_of(live), seed)
     live.zero_grad()
     outputs = live(*arguments)
-    value = _loss(outputs)
+    value = polynomial(outputs)
     value.backward()
     for slot in registered(live):
         if has_graph(slot.value):  # a buffer is carried as a constant
@@ -186,8 +191,8 @@ def _view_step(
     """Outputs, gradients and buffers of the view."""
     variables = trees.variables(params)
     outputs, buffers = view.train(variables, buffers, seed, *arguments)
-    value = _loss(outputs)
-    _refuse_outer(view, value)
+    value = polynomial(outputs)
+    refuse_outer(view, value)
     try:
         slopes = torch.autograd.grad(value, list(variables.values()), allow_unused=True)
     except RuntimeError as error:
@@ -196,77 +201,12 @@ def _view_step(
             f"torch.autograd.grad cannot differentiate the model: {why} (activation checkpointing needs "
             "use_reentrant=False)"
         ) from error
+    for name in [name for name, slope in zip(params, slopes, strict=True) if slope is not None and slope.is_sparse]:
+        raise ValueError(f"the gradient of {name} is a sparse tensor, which no rule takes: set sparse=False")
     filled = (torch.zeros_like(x) if slope is None else slope for slope, x in zip(slopes, params.values(), strict=True))
     return trees.detach(outputs), dict(zip(params, filled, strict=True)), buffers
-
-
-def _loss(outputs: Any) -> Tensor:
-    """A scalar that depends on every number of the outputs, and on no two alike."""
-    total: Any = 0.0
-    for leaf in trees.leaves(outputs):
-        real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-        if real.is_floating_point() and real.numel():
-            weights = torch.arange(real.numel(), device=real.device).cos().to(real.dtype).reshape(real.shape)
-            total = total + (real * (weights + 0.5 * real)).mean()
-    if not isinstance(total, Tensor) or not total.requires_grad:
-        raise ValueError("the outputs of the model do not depend on any parameter that is trained")
-    return total
-
-
-def _refuse_outer(view: FunctionalModule, value: Tensor) -> None:
-    """Raises ValueError if a copy still reads the module that it was copied from."""
-    named = dict(view.build.original.named_parameters()) if view.build.original is not None else {}
-    outer = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    slopes = torch.autograd.grad(value, list(outer.values()), retain_graph=True, allow_unused=True) if outer else ()
-    for name in [name for name, slope in zip(outer, slopes, strict=True) if slope is not None]:
-        raise ValueError(
-            f"forward reads {name} of the module that the function hands out at every call (a closure over it), not "
-            "that of its copy: make the module inside the function"
-        )
-
-
-def _reached(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> list[str]:
-    """Names of the tensors that forward reads from somewhere else than where others have been put."""
-    params, buffers = start
-    instance = Instance(view.build(0).train(), view.varying, objects=False)
-
-    def loss() -> Tensor:
-        instance.place({**trees.variables(params), **trees.map(torch.clone, buffers)})
-        begin_pass(instance.dropouts, torch.tensor(STEP_SEED, device=view.device))
-        return _loss(instance.module(*trees.map(torch.clone, arguments)))
-
-    own = {slot.name: tensor for slot, tensor in zip(instance.slots, instance.own, strict=True)}
-    before = {name: own[name].detach().clone() for name in buffers}
-    trained = {name: tensor for name, tensor in own.items() if tensor.requires_grad}
-    value = loss()
-    slopes = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-    names = [name for name, slope in zip(trained, slopes, strict=True) if slope is not None]
-    names += [name for name, tensor in before.items() if not equal(tensor, own[name])]
-    for name in [name for name in own if name not in trained and name in buffers]:
-        with torch.no_grad():
-            own[name].add_(1)
-        if not close(loss().detach(), value.detach()):
-            names.append(name)
-        with torch.no_grad():
-            own[name].sub_(1)
-    return names
 
 
 def _other_rows(tensor: Tensor) -> Tensor:
     """Another batch of the same shape: half of its rows, twice."""
     return tensor if tensor.ndim == 0 else tensor[torch.arange(len(tensor), device=tensor.device) // 2]
-
-
-def close(first: Tensor, second: Tensor) -> bool:
-    """Equal up to rounding, relative to the largest number."""
-    if first.shape != second.shape:
-        return False
-    if not (first.is_floating_point() or first.is_complex()):
-        return torch.equal(first, second.to(first.dtype))
-    if first.dtype == second.dtype and torch.equal(first, second):
-        return True
-    wide = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
-    tolerance = torch.finfo(first.dtype).eps ** 0.5
-    first, second = (torch.where(x != x, 0.0, x.to(wide)) for x in (first, second))
-    size = torch.stack([x.abs().amax() for x in (first, second)]).amax() if first.numel() else first.new_zeros(())
-    return bool(((first - second).abs() <= tolerance * size).all())

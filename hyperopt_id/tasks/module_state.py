@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperopt_id.tasks.dropout import Dropout
+from hyperopt_id.tasks.dropout import Stateless
 
 Tensors = dict[str, Tensor]
 INTERNAL = {*vars(nn.Module()), "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks", "_is_full_backward_hook"}
@@ -67,7 +67,7 @@ def attributes(module: nn.Module, computed: bool = False) -> dict[str, Slot]:
 
     for prefix, part in module.named_modules():
         for key in [key for key in vars(part) if key not in INTERNAL]:
-            if not (isinstance(part, Dropout) and key == "calls"):
+            if not (isinstance(part, Stateless) and key == "calls"):
                 visit(vars(part), key, joined(prefix, key), 0)
     return found
 

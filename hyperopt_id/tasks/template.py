@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hyperopt_id import derivatives
 from hyperopt_id.tasks.building import hooks_of
-from hyperopt_id.tasks.dropout import Dropout, begin_pass, dropouts_of
+from hyperopt_id.tasks.dropout import Stateless, begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Tensors, attributes, drop_graphs, has_graph, joined, registered
 
 MOST_KEPT = 8  # instances of a thread that wait for their graph to go; more are made and thrown away
@@ -176,7 +176,7 @@ class Template:
         return instance
 
     def traced(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> tuple[Any, Tensors]:
-        dropouts = {name: part for name, part in self.module.named_modules() if isinstance(part, Dropout)}
+        dropouts = {name: part for name, part in self.module.named_modules() if isinstance(part, Stateless)}
         for part in dropouts.values():
             if part.repeated or not torch.compiler.is_compiling():
                 part.calls = 0

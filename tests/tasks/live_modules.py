@@ -460,6 +460,11 @@ FAITHFUL: dict[str, Callable[[], nn.Module]] = {
     "one dropout at two places": one_dropout_at_two_places,
     "subclass of dropout": lambda: between(Scaled(0.25)),
     "dropout of everything": lambda: between(nn.Dropout(1.0)),
+    "channel dropout": lambda: nn.Sequential(
+        IMAGE, nn.Conv2d(1, 4, 1), nn.Dropout2d(0.5), nn.Flatten(2), nn.Dropout1d(0.3), nn.Flatten(), nn.Linear(16, 1)
+    ),
+    "alpha dropout": lambda: between(nn.SELU(), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.3)),
+    "attention with dropout": lambda: Attention(0.3),
     "permuted": Permuted,
     "draws from numpy": DrawsFromNumpy,
     "moving scale": MovingScale,
@@ -482,6 +487,7 @@ FAITHFUL: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
     "embedding": Tokens,
     "padding": lambda: Tokens(padding_idx=0),
+    "sparse gradient": lambda: Tokens(sparse=True, padding_idx=1),
     "scaled by frequency": lambda: Tokens(scale_grad_by_freq=True),
     "batch norm": lambda: between(nn.BatchNorm1d(6), nn.ReLU()),
     "batch norm, no statistics": lambda: between(nn.BatchNorm1d(6, track_running_stats=False)),

@@ -4,6 +4,7 @@ import contextlib
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from hyperopt_id.tasks.data import Dataset, split_by_position
+from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.functional import FunctionalModule
 from hyperopt_id.tasks.models import Dropout, load_weights, mlp
+from hyperopt_id.tasks.substitutes import substituted
 from hyperopt_id.tasks.task import Batch, supervised
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -60,19 +63,63 @@ def test_dropout_of_torch_is_replaced_in_any_module():
     assert (module.evaluate(params, buffers, inputs) != 0).all()
 
 
+def test_dropout_of_a_recurrent_layer_is_refused():
+    with pytest.raises(
+        ValueError, match=r"0 \(LSTM\) draws dropout .*make a LSTM for each of its 2 layers, with nn\.Drop"
+    ):
+        FunctionalModule(lambda: nn.Sequential(nn.LSTM(3, 3, 2, dropout=0.1)), torch.device("cpu"), torch.float64)
+
+
+def drawn(layer: nn.Module, inputs: Tensor, seed: int = 3) -> Tensor:
+    module = substituted(nn.Sequential(layer)).train()
+    begin_pass(dropouts_of(module), torch.tensor(seed))
+    return module(inputs)
+
+
 @pytest.mark.parametrize(
-    "module",
+    ("layer", "shape"),
     [
-        nn.Dropout2d(0.5),
-        nn.AlphaDropout(0.1),
-        nn.LSTM(3, 3, 2, dropout=0.1),
-        nn.MultiheadAttention(4, 2, dropout=0.1),
+        (nn.Dropout1d, (40, 50, 3)),
+        (nn.Dropout1d, (2000, 3)),
+        (nn.Dropout2d, (40, 50, 2, 2)),
+        (nn.Dropout3d, (9, 200, 2, 1, 2)),
     ],
-    ids=lambda module: type(module).__name__,
 )
-def test_dropout_from_a_global_generator_is_refused(module: nn.Module):
-    with pytest.raises(ValueError, match=rf"0 \({type(module).__name__}\) draws dropout from a global generator"):
-        FunctionalModule(lambda: nn.Sequential(module), torch.device("cpu"), torch.float64)
+def test_channel_dropout_drops_whole_channels(layer: type[nn.Module], shape: tuple[int, ...]):
+    values = drawn(layer(0.4), torch.ones(shape)).flatten(1 if len(shape) == 2 else 2)
+    assert torch.equal(values, values[..., :1].expand_as(values))
+    assert (values != 0).double().mean().item() == pytest.approx(0.6, abs=0.05)
+    torch.testing.assert_close(values[values != 0].mean(), torch.tensor(1 / 0.6))
+
+
+@pytest.mark.parametrize("layer", [nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_alpha_dropout_takes_the_values_that_torch_takes_and_keeps_the_moments(layer: type[nn.Module]):
+    ours, torchs = (torch.unique(y.round(decimals=9)) for y in (drawn(layer(0.3), X2), layer(0.3).train()(X2)))
+    torch.testing.assert_close(ours, torchs)
+    normal = drawn(layer(0.3), torch.randn(300, 300, generator=torch.Generator().manual_seed(1)))
+    assert normal.mean().abs() < 0.02
+    assert normal.var().item() == pytest.approx(1.0, abs=0.03)
+
+
+X2 = torch.tensor([-1.0, 2.0], dtype=torch.float64).repeat(200, 1)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"kdim": 3, "vdim": 5}, {"bias": False}], ids=str)
+def test_attention_with_dropout_is_torchs_where_nothing_is_dropped(options: dict[str, Any], batched: bool):
+    rare = 1e-13  # never drawn
+    layer = nn.MultiheadAttention(4, 2, dropout=rare, **options)
+    front = (2,) if batched else ()
+    query, key, value = (
+        torch.randn(*front, rows, columns) for rows, columns in ((3, 4), (6, layer.kdim), (6, layer.vdim))
+    )
+    if batched and not layer.batch_first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    masks = {"attn_mask": torch.ones(3, 6).triu(2).bool(), "key_padding_mask": torch.arange(6).expand(*front, 6) > 4}
+    expected = layer.eval()(query, key, value, **masks)
+    begin_pass(dropouts_of(substituted(layer).train()), torch.tensor(0))
+    for one, other in zip(layer(query, key, value, **masks), expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_module_with_tied_weights_has_one_parameter():

@@ -14,7 +14,8 @@ from hyperopt_id import population, trees
 from hyperopt_id.build.vectorized import check_vectorized, obstacle
 from hyperopt_id.derivatives import gradient
 from hyperopt_id.tasks.data import Dataset
-from hyperopt_id.tasks.dropout import begin_pass, dropouts_of, stateless_dropout
+from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
+from hyperopt_id.tasks.substitutes import substituted
 from hyperopt_id.tasks.task import Batch, Task, supervised
 
 pytestmark = [
@@ -61,7 +62,7 @@ def live_module(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
-    module = stateless_dropout(factory())
+    module = substituted(factory())
     torch.set_rng_state(states[0])
     random.setstate(states[1])
     np.random.set_state(states[2])  # noqa: NPY002
@@ -76,7 +77,7 @@ def live_step(module: nn.Module, data: Dataset, batch: Batch) -> tuple[Tensor, d
     loss = F.mse_loss(outputs.reshape(-1), data.targets[batch.index])
     loss.backward()
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    slopes = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+    slopes = {name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for name, p in trained.items()}
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter -= RATE * slopes[name]
