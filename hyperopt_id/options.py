@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hyperopt_id.files import shorten
 from hyperopt_id.interruption import Interrupted, answered
 
 FLAGS = {  # options that are short for a key of the config
@@ -22,6 +23,7 @@ FLAGS = {  # options that are short for a key of the config
     "name": "log.name",
     "progress": "log.progress",
 }
+MOST = 1000  # characters of a line that is shown
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "config": (("-c", "--config"), {**MANY, "metavar": "FILE", "help": "YAML files, later ones win"}),
@@ -60,13 +62,14 @@ def given_flags(options: argparse.Namespace) -> list[str]:
 
 
 def ended(command: Callable[[], Any], interrupted: str = "") -> int:
-    """Run `command`; the exit status. A mistake of the user ends in one line and 2; Ctrl-C in 130, SIGTERM in 143 and
-    SIGHUP in 129, and a line that says how to go on (see `interruption`)."""
+    """Run `command`; the exit status. A mistake of the user, and what the system refuses (a name that is too long, no
+    memory), end in a message and 2; Ctrl-C in 130, SIGTERM in 143 and SIGHUP in 129, and a line that says how to go on
+    (see `interruption`)."""
     try:
         with answered():
             command()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print("\n".join(shorten(line, MOST) for line in _message(error).split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else 0
@@ -74,3 +77,9 @@ def ended(command: Callable[[], Any], interrupted: str = "") -> int:
             print(said, file=sys.stderr)
         return 128 + (number or signal.SIGINT)
     return 0
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {error.strerror}{f': {error.filename}' if error.filename is not None else ''}"
+    return f"error: {error}" if str(error) else "error: there is not enough memory"

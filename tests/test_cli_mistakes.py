@@ -1,6 +1,7 @@
 """A mistake of the user is one line on stderr that says what to do, and exit status 2."""
 
 import fcntl
+import os
 import re
 from pathlib import Path
 
@@ -117,6 +118,20 @@ MISTAKES = {
         lambda d: ["--resume", "auto"],
         "--resume auto finds the run by its config files: add -c FILE..., or name the directory",
     ),
+    "resume of a name that is too long": (lambda d: ["--resume", "x" * 5000], "File name too long: xxx.*xxx"),
+    "weights of a name that is too long": (
+        lambda d: digits(d, f"task.model.init_from={'x' * 5000}"),
+        "there is no file",
+    ),
+    "a pipe as config": (lambda d: [os.mkfifo(d / "pipe") or "-c", str(d / "pipe")], "pipe: is no regular file"),
+    "a pipe as table": (
+        lambda d: [*table(d, ""), os.mkfifo(d / "pipe") or f"task.path={d}/pipe"],
+        "is no regular file",
+    ),
+    "sizes beyond the machine": (
+        lambda d: digits(d, "task.model.sizes=[64,1000000000,10]"),
+        "parameters, for population.runs = 1, needs about .* GiB, this machine has .*; take a smaller model",
+    ),
     "no config": (lambda d: [], "no config"),
     "no such config": (lambda d: ["-c", str(CONFIGS / "digit.yaml")], "did you mean .*digits.yaml"),
 }
@@ -136,6 +151,7 @@ def test_mistake(name, tmp_path, capsys, monkeypatch):
     output = capsys.readouterr()
     assert re.search(message, output.err)
     assert output.err.startswith("error: ")
+    assert len(output.err) <= 1001
     assert output.err.count("\n") == 1
     assert output.out == ""
     assert not (tmp_path / "run").is_dir() or name in ("directory of a finished run", "directory of a running run")
