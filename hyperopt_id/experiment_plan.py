@@ -24,6 +24,8 @@ class Parts:
     hypergradient: Record's gradient -> the same, by name. batches: see `population.Feed`. window: steps that the engine
     takes itself. seeds: one for each member. device: where all of it lives. sizes: rows of each split; empty if
     unknown. digests: name -> digest of the data ("data") and of other files that determine the numbers, where known.
+    adopt: runs as a checkpoint of this or an earlier version holds them -> as this version does; raises ValueError if
+    they cannot be of these parts, where shapes do not tell. growth: bytes that a state may take more than at the start.
     """
 
     start: Callable[[], Run]
@@ -42,6 +44,8 @@ class Parts:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     sizes: Mapping[str, int] = field(default_factory=dict)
     digests: Callable[[], dict[str, str]] = dict
+    adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda runs: runs
+    growth: int = 0
 
 
 @dataclass(frozen=True)

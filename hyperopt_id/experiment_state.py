@@ -1,7 +1,8 @@
 """What the state in a checkpoint has to be, to be that of a run: compared with what the run starts from.
 
 The structure of a run never changes: at every time its state has the names, shapes and types of its start. So a state
-that has others belongs to another run, or has been damaged, and is refused before anything is done with it.
+that has others belongs to another run, or has been damaged, and is refused before anything is done with it. Only what
+is `trees.Apart` may have any structure; whether that is one of this run, `Parts.adopt` finds out.
 """
 
 import math
@@ -36,7 +37,7 @@ def state_check(parts: Parts, plan: Plan) -> tuple[Callable[[Any], dict[str, Any
     entries in the order of the run's own; the largest size in bytes that a file of such a tree can have)."""
     start = population.to_plain(parts.start())
     leaves = trees.leaves(start)
-    size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+    size = sum(leaf.numel() * leaf.element_size() for leaf in leaves) + parts.growth
     whole, each = OVERHEAD
     return lambda tree: _checked(tree, start, parts, plan), 2 * size + whole + each * len(leaves)
 
@@ -52,7 +53,7 @@ def _checked(tree: Any, start: dict[str, Any], parts: Parts, plan: Plan) -> dict
         for name, value in tree[part].items():
             if value.shape != (runs,):
                 raise ValueError(f"it: {part}: {shorten(name)} is {list(value.shape)}, needed are {runs} numbers")
-    run = conformed(tree["run"], start, "run")
+    run = conformed(parts.adopt(tree["run"]), start, "run")
     _check_finite("params", run["z"]["params"], start["z"]["params"])
     _check_raw(run["raw"])
     _check_range("diverged_at", run["diverged_at"], -1, update * plan.steps_per_update)
@@ -65,6 +66,8 @@ def conformed(found: Any, like: Any, where: str) -> Any:
     if isinstance(like, Mapping):
         if not isinstance(found, Mapping):
             raise ValueError(f"it: {where} is {type(found).__name__}, needed is a dictionary")
+        if list(like) == ["apart"]:
+            return _of_members(found, len(like["apart"]), where)
         missing = [str(name) for name in like if name not in found]
         unknown = [str(name) for name in found if name not in like]
         if missing or unknown:
@@ -83,6 +86,13 @@ def conformed(found: Any, like: Any, where: str) -> Any:
     if (found.dtype, found.shape, found.layout) != (like.dtype, like.shape, torch.strided):
         has, needs = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (found, like))
         raise ValueError(f"it: {where} is {has}, needed is {needs}, so it is of another run or model")
+    return found
+
+
+def _of_members(found: Mapping[str, Any], runs: int, where: str) -> Any:
+    members = found.get("apart")
+    if list(found) != ["apart"] or type(members) is not list or len(members) != runs:
+        raise ValueError(f"it: {where} has not one entry for each of {runs} runs")
     return found
 
 

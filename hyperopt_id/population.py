@@ -163,12 +163,22 @@ def _conclusion(
 
 
 def to_plain(run: Run) -> dict[str, Any]:
-    """Nested dicts, as a checkpoint holds them."""
-    return {**run._asdict(), "z": run.z._asdict()}
+    """Nested dicts, as a checkpoint holds them; what is `trees.Apart` is {"apart": its members}."""
+    tree = {**run._asdict(), "z": run.z._asdict()}
+    return trees.map(lambda leaf: leaf, tree, apart=lambda part: {"apart": list(part)})
 
 
 def from_plain(tree: dict[str, Any]) -> Run:
-    return Run(**{**tree, "z": TrainState(**tree["z"])})
+    z = tree["z"]
+    return Run(**{**tree, "z": TrainState(**{**z, "state": _with_parts_apart(z["state"])})})
+
+
+def _with_parts_apart(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if list(tree) == ["apart"]:
+        return trees.Apart(tuple(tree["apart"]))
+    return {name: _with_parts_apart(value) for name, value in tree.items()}
 
 
 def settle(run: Run, proposal: Proposal, losses: Tensor, step: int) -> Run:

@@ -20,16 +20,35 @@ Params = dict[str, Tensor]  # a flat tree keyed by the dotted names of `state_di
 HALF = (torch.bfloat16, torch.float16)
 
 
-def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - read as `trees.map`
-    """Apply `function` to corresponding tensor leaves; what is static is taken from the first tree."""
+class Apart(tuple[Tree, ...]):
+    """R trees, one for each run, whose structures may differ and change: instead of leaves with a leading axis. Of a
+    single run without that axis there is one."""
+
+    def taken(self, position: Any) -> "Apart":
+        if isinstance(position, Tensor):
+            return Apart(self[i] for i in position.tolist())
+        return Apart(self[position] if isinstance(position, slice) else (self[position],))
+
+    @staticmethod
+    def joined(*parts: "Apart") -> "Apart":
+        return Apart(member for part in parts for member in part)
+
+
+def map(  # noqa: A001 - read as `trees.map`
+    function: Callable[..., Any], tree: Tree, *others: Tree, apart: Callable[..., Any] | None = None
+) -> Tree:
+    """Apply `function` to corresponding tensor leaves, and `apart` to what is `Apart` (default: `function` to its
+    leaves, too); what is static is taken from the first tree."""
     if isinstance(tree, Tensor):
         return function(tree, *others)
     if isinstance(tree, dict):
         if not others:  # the commonest case, without a call for each leaf
-            return {k: function(v) if isinstance(v, Tensor) else map(function, v) for k, v in tree.items()}
-        return {key: map(function, value, *[other[key] for other in others]) for key, value in tree.items()}
+            return {k: function(v) if isinstance(v, Tensor) else map(function, v, apart=apart) for k, v in tree.items()}
+        return {k: map(function, v, *[other[k] for other in others], apart=apart) for k, v in tree.items()}
     if isinstance(tree, (list, tuple)):
-        parts = [map(function, *same) for same in zip(tree, *others, strict=True)]
+        if apart is not None and isinstance(tree, Apart):
+            return apart(tree, *others)
+        parts = [map(function, *same, apart=apart) for same in zip(tree, *others, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return tree
 
@@ -125,12 +144,12 @@ def add(left: Tree, right: Tree) -> Tree:
 
 def take(tree: Tree, position: Any) -> Tree:
     """Index every leaf with `[position]`: one run of R, one step of T, or a permutation of either."""
-    return map(lambda leaf: leaf[position], tree)
+    return map(lambda leaf: leaf[position], tree, apart=lambda part: part.taken(position))
 
 
 def stack(members: Sequence[Tree]) -> Tree:
     """R trees of one structure -> one tree with a leading axis R."""
-    return map(lambda *same: torch.stack(same), members[0], *members[1:])
+    return map(lambda *same: torch.stack(same), members[0], *members[1:], apart=Apart.joined)
 
 
 def unstack(tree: Tree) -> list[Tree]:
@@ -141,16 +160,21 @@ def unstack(tree: Tree) -> list[Tree]:
 
 def concatenate(chunks: Sequence[Tree]) -> Tree:
     """Join trees along their leading axis R."""
-    return map(lambda *same: torch.cat(same), chunks[0], *chunks[1:])
+    return map(lambda *same: torch.cat(same), chunks[0], *chunks[1:], apart=Apart.joined)
 
 
 def where(condition_R: Tensor, yes: Tree, no: Tree) -> Tree:
     """Per run: the leaf of `yes` where the condition holds, that of `no` elsewhere.
 
-    `condition_R` has shape [R], or [] for a single run without the leading axis.
+    `condition_R` has shape [R], or [] for a single run without the leading axis, for which the structures may differ.
     """
+    if condition_R.ndim == 0:
+        return yes if bool(condition_R) else no
 
-    return map(lambda a, b: torch.where(per_run(condition_R, a), a, b), yes, no)
+    def chosen(yes: Apart, no: Apart) -> Apart:
+        return Apart(a if c else b for c, a, b in zip(condition_R.tolist(), yes, no))
+
+    return map(lambda a, b: torch.where(per_run(condition_R, a), a, b), yes, no, apart=chosen)
 
 
 def per_run(values_R: Tensor, leaf: Tensor) -> Tensor:

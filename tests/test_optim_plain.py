@@ -97,17 +97,6 @@ def test_numbers_come_back_as_what_they_were():
     assert sorted(run.z.state["groups"]) == ["flag", "k", "lr", "total"]
 
 
-def test_an_optimizer_that_keeps_something_else_is_refused():
-    class Lists(Typed):
-        def step(self, closure=None):
-            for weight in self.param_groups[0]["params"]:
-                self.state[weight]["history"] = [1.0]
-
-    task = supervised(DATA, lambda: nn.Linear(64, 10), "cross_entropy", 20)
-    with pytest.raises(ValueError, match="Lists keeps history as list, but only tensors and numbers"):
-        plain_parts(task, lambda params, taken: Lists(params.values()), [0], rate)
-
-
 def quartic() -> Task:
     """L = w^4, from w = the run's seed; the parameter "unused" is not used."""
 
