@@ -184,7 +184,8 @@ class Compilation:
         """Compile what is not there, and give every call that was traced its program, or eager execution."""
         missing, began = [p for p in self._programs() if not p.is_there()], time.perf_counter()
         if missing:
-            logger.info("compiling, once for this configuration: %d program(s) of the hyper-update", len(missing))
+            how = "waiting for another process to compile" if missing[0].is_being_made() else "compiling"
+            logger.info("%s, once for this configuration: %d program(s) of the hyper-update", how, len(missing))
         reasons = compilation_program.compile_now(missing, self.threads)
         if missing:
             logger.info("compiled in %.0f s; programs are in %s", time.perf_counter() - began, missing[0].path.parent)

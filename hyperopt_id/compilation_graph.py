@@ -103,7 +103,8 @@ def _held(recorded: torch.fx.GraphModule, name: str) -> Tensor:
 
 
 def _epsilon(x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps if x.is_floating_point() or x.is_complex() else 0.0
+    """Of numbers alone, which constants are, nothing is said."""
+    return torch.finfo(x.dtype).eps if x.ndim and (x.is_floating_point() or x.is_complex()) else 0.0
 
 
 def _operation(target: Any) -> str:

@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,8 @@ from hyperopt_id.compilation_graph import Graph
 # matcher where a bias is added to a column of examples, and vectorized loops over several independent results from the
 # third term of a series on. Without them, compiled and eager agree to rounding.
 OPTIONS = {"pattern_matcher": False, "cpp.max_horizontal_fusion_size": 1}
+SECONDS_OF_A_REFUSAL = 86400.0
+NICE = 10  # of what is compiled in the background: behind the training, but before whoever waits for it gives up
 logger = logging.getLogger("hyperopt_id")
 
 
@@ -53,9 +56,11 @@ class Program(NamedTuple):
         return user_cache.is_locked(self.path.with_suffix(".lock"))
 
     def refusal(self) -> str | None:
-        """Why it could not be compiled, if that was tried."""
+        """Why it could not be compiled, if that was tried today; tomorrow there may be another compiler."""
         said = self.path.with_suffix(".txt")
-        return said.read_text(errors="replace")[:500] if user_cache.is_own(said) else None
+        if not user_cache.is_own(said) or time.time() - said.stat().st_mtime > SECONDS_OF_A_REFUSAL:
+            return None
+        return said.read_text(errors="replace")[:500]
 
 
 def program(graph: Graph, threads: int) -> Program:
@@ -76,6 +81,7 @@ def _temporary(reason: str) -> Path:
     return Path(made.name)
 
 
+_background: list[subprocess.Popen[str]] = []  # they are not waited for
 _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed with the process
 
 
@@ -140,7 +146,7 @@ def compile_later(programs: Sequence[Program], threads: int) -> bool:
                 return False
             locks.append(file.fileno())
         if len(names) == len(programs):
-            _start(programs, threads, locks, nice=19)
+            _background.append(_start(programs, threads, locks, nice=NICE))
             return True
     return False
 
@@ -152,7 +158,7 @@ def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], nice
     job = {**_settings(threads), "nice": nice, "programs": [[str(p.path), p.graph.text] for p in programs]}
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch),
         "TMPDIR": str(scratch / "tmp"),
     }
@@ -160,7 +166,7 @@ def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], nice
         json.dump(job, given)
         given.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", "hyperopt_id.compilation_worker"],
+            [sys.executable, "-P", "-m", "hyperopt_id.compilation_worker"],
             stdin=given,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if nice else subprocess.PIPE,

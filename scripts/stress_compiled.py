@@ -38,12 +38,14 @@ def load(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def start(folder: Path, number: int, runs: int, updates: int, configs: Sequence[str]) -> tuple[str | None, Any, float]:
+def start(
+    folder: Path, cache: Path, number: int, runs: int, updates: int, configs: Sequence[str]
+) -> tuple[str | None, Any, float]:
     """(what went wrong, the numbers that were reported, seconds of compiling) of one start."""
     command = [sys.executable, str(ROOT / "train.py"), "-c", *(str(ROOT / "configs" / f"{c}.yaml") for c in configs)]
     settings = [f"inner={{updates: {updates}, steps: null, compile: on}}", "log.progress=none"]
     command += ["--runs", str(runs), "-l", str(folder), "-g", "stress", "-n", str(number), "-s", *settings]
-    environment = {**os.environ, "HYPEROPT_ID_CACHE": str(folder / "cache")}
+    environment = {**os.environ, "HYPEROPT_ID_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or "running eagerly" in done.stderr:
         return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1], None, 0.0
@@ -54,14 +56,16 @@ def start(folder: Path, number: int, runs: int, updates: int, configs: Sequence[
     return None, [numbers, summary["final"], summary["hyper"]], summary["seconds"]["compile"]
 
 
-def stress(folder: Path, starts: int, runs: int, updates: int, configs: Sequence[str] = CONFIGS) -> dict[str, Any]:
+def stress(
+    folder: Path, cache: Path, starts: int, runs: int, updates: int, configs: Sequence[str] = CONFIGS
+) -> dict[str, Any]:
     """Counts of what failed and of what differs from the first start, and seconds of compiling."""
     errors: list[str] = []
     found: list[Any] = []
     seconds: list[float] = []
     with load(os.cpu_count() or 1):
         for number in range(starts):
-            wrong, numbers, compiling = start(folder, number, runs, updates, configs)
+            wrong, numbers, compiling = start(folder, cache, number, runs, updates, configs)
             if wrong is not None:
                 errors.append(wrong)
                 print(f"start {number}: {wrong}", flush=True)
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=5, help="hyper-updates of each start")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        result = stress(Path(folder), options.starts, options.runs, options.updates)
+        result = stress(Path(folder), Path(folder) / "cache", options.starts, options.runs, options.updates)
     first, *later = result["seconds"] or [0.0]
     typical = statistics.median(later) if later else 0.0
     print(

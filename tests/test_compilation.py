@@ -1,6 +1,6 @@
 """Compiled = eager within rounding, for the step and for both kinds of engines; what cannot be compiled runs eagerly.
 
-Eight small graphs are compiled here, five to twenty seconds each: hyper-updates of neumann, the step and the pull-back
+Ten small graphs are compiled here, five to twenty seconds each: hyper-updates of neumann, the step and the pull-back
 of unroll. They are taken from the user's cache where an earlier run of the tests has left them.
 """
 
@@ -32,12 +32,14 @@ from hyperopt_id import (
     run,
     supervised,
     trees,
+    user_cache,
 )
 from hyperopt_id.build import names
 from hyperopt_id.config import load
 from hyperopt_id.experiment import hyper_update
 from hyperopt_id.tasks.digits import digits as digits_data
 from hyperopt_id.tasks.models import mlp
+from scripts import stress_compiled
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DATA = Dataset(
@@ -99,6 +101,13 @@ def test_chunks_on_threads_give_the_same_numbers_at_every_start(caplog, monkeypa
         assert_close(first[group], eager[group], 1e-9)
         for other in again:
             assert_close(other[group], first[group], 0.0)
+
+
+@needs_compiler
+def test_starts_under_load_end_well_and_with_the_same_numbers(tmp_path):
+    """The short form of the script; its long one takes fifty starts of a larger population."""
+    result = stress_compiled.stress(tmp_path, user_cache.folder(), 3, 4, 2, ("digits", "Ours_LR"))
+    assert (result["errors"], result["different"], len(result["seconds"])) == (0, 0, 3)
 
 
 @needs_compiler
@@ -234,7 +243,7 @@ def test_what_has_been_compiled_before_is_used(there, later, line, monkeypatch, 
     monkeypatch.setattr(compilation.Compilation, "is_there", lambda self, trial: there)
     monkeypatch.setattr(compilation.Compilation, "compile_later", lambda self: later)
     with caplog.at_level(logging.INFO, "hyperopt_id"):
-        parts, _ = names.from_config(digits("inner.updates=2"))
+        parts, _ = names.from_config(digits("inner.updates=100"))
     assert parts.compiled is there
     said = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
     assert said == ([] if line is None else [f"not compiled, running eagerly: {line}"])

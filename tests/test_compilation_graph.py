@@ -39,12 +39,6 @@ class Tied(nn.Module):
         return self.last(self.first(torch.relu(self.first(x))))
 
 
-def hooked():
-    model = nn.Linear(4, 3)
-    model.weight.register_hook(lambda gradient: gradient * torch.tensor([[1.0], [0.0], [1.0]], dtype=gradient.dtype))
-    return model
-
-
 MODELS = {
     "mlp": lambda: mlp((4, 5, 3), "tanh"),
     "relu": lambda: mlp((4, 5, 3)),
@@ -55,7 +49,6 @@ MODELS = {
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
     "checkpoint": Checkpointed,
     "shared layer": Tied,
-    "hook": hooked,
 }
 SPACE = Space({"lr": Hyper(0.05, LOG10, tune=("global",)), "weight_decay": Hyper(0.01), "momentum": Hyper(0.9)})
 

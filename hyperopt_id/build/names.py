@@ -55,7 +55,8 @@ SECONDS_WORTH_COMPILING = {  # of eager training: compiling takes 10 to 30 secon
     **dict.fromkeys(RULES, 60.0),
     "mulo": 180.0,
 }
-SECONDS_WORTH_LOOKING = 2.0  # for programs that are there, which takes one, and saves half of the training
+# For programs that are there: to look for them takes a second, or thirty hyper-updates, and saves half of the training.
+SECONDS_WORTH_LOOKING, UPDATES_WORTH_LOOKING = 2.0, 100
 
 
 def from_config(
@@ -216,7 +217,9 @@ def _decided(config: Config, device: torch.device, plan: Plan, make: Callable[[b
     if seconds >= SECONDS_WORTH_COMPILING[config.inner.rule]:
         return make(True)
     reason = f"the whole run takes about {seconds:.0f} s as it is"
-    if seconds >= SECONDS_WORTH_LOOKING and (compiling := (ready := make(True)).compilation) is not None:
+    ready = make(True)
+    long = seconds >= SECONDS_WORTH_LOOKING and plan.updates * len(ready.members) >= UPDATES_WORTH_LOOKING
+    if long and (compiling := ready.compilation) is not None:
         if compiling.is_there(lambda: _first_update(ready, plan)):
             return ready
         if compiling.compile_later():
