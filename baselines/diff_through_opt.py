@@ -26,8 +26,8 @@ from torch import Tensor
 
 from baselines import arguments
 from hyperopt_id import curvature, derivatives, hypergrad, launch, rules, trees
-from hyperopt_id.build.assemble import pick_curvature
 from hyperopt_id.build.names import from_config
+from hyperopt_id.build.products import pick_curvature
 from hyperopt_id.config_schema import Config, InnerConfig
 from hyperopt_id.dynamics import Batch, Dynamics, LossFunction, TrainState
 from hyperopt_id.experiment import Parts, Plan

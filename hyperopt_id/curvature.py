@@ -7,8 +7,10 @@ the second, which may be called any number of times. All of it may carry a leadi
 are then [R], and H is block diagonal.
 
 `exact` differentiates the gradient's own graph, which is built once and shared by all products. No second derivative
-exists through fused attention kernels, cuDNN recurrent networks or compiled modules; `finite_difference` works there,
-at a relative error of about 1e-3 in float32.
+exists through fused attention kernels, cuDNN recurrent networks or compiled modules, and some that exist are wrong (of
+functions that save intermediate results) or not finite (of a norm at zero); `finite_difference` works there, at a
+relative error of about 1e-3 in float32 where nothing has kinks. `choose` compares them at the weights that training
+starts from.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import torch
 
 from hyperopt_id import derivatives, trees
+from hyperopt_id.curvature_choice import Candidate, Choice, select
 from hyperopt_id.derivatives import Curvature, Gradient, Loss, Product, gradient
 from hyperopt_id.trees import Params
 
@@ -69,20 +72,38 @@ def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
     return curvature
 
 
-@torch.enable_grad()
+WAYS = {  # length and sides of differences to try, those that cost least first
+    torch.float64: ((1e-6, 1), (1e-5, 1), (1e-7, 1), (1e-4, 2), (1e-3, 2)),
+    torch.float32: ((1e-3, 1), (1e-2, 1), (1e-4, 1), (1e-2, 2), (1e-1, 2), (1e-3, 2)),
+}
+
+
+def examine(
+    loss: Loss,
+    params: Params,
+    *,
+    given: Curvature | None = None,
+    differences: Curvature | None = None,
+    plain: Loss | None = None,
+    pushes: bool = False,
+) -> Choice:
+    """Which products to take, by what they are at `params` beside central differences; `given` ones are kept.
+
+    `plain` is the same loss without the autocast that `loss` runs under. `pushes` says that the engine needs H u, not
+    u H. Raises ValueError if no products are right.
+    """
+    ways = WAYS.get(next(iter(params.values())).dtype, WAYS[torch.float32])
+    candidates = [
+        Candidate(finite_difference(length, sides), f"finite differences (epsilon {length:g}, sides {sides})")
+        for length, sides in ways
+    ]
+    if differences is not None:
+        candidates.insert(0, Candidate(differences, "finite differences as given", enough=1e-2))
+    known = None if given is None else Candidate(given, "exact" if given is exact else "products as given")
+    return select(Candidate(exact, "exact"), candidates, loss, params, given=known, plain=plain, pushes=pushes)
+
+
 def choose(loss: Loss, params: Params, differences: Curvature | None = None) -> tuple[Curvature, str]:
-    """`(curvature, why)`: exact where the loss can be differentiated twice (it is tried here, at `params`), else
-    `differences` (default: `finite_difference()`)."""
-    differences = differences or finite_difference()
-    try:
-        here, product = exact(loss, loss, params)
-        product(trees.map(torch.ones_like, params))
-    except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        return differences, f"finite differences, for the loss has no second derivative ({reason})"
-    # A backward pass that is not recorded gives no error where its cotangent is a constant, just a wrong zero.
-    elsewhere = gradient(loss, trees.variables(trees.map(lambda w: w + 0.01, params))).value
-    if any(not slope.requires_grad and not torch.equal(slope, elsewhere[k]) for k, slope in here.value.items()):
-        reason = "its gradient varies, but is not recorded"
-        return differences, f"finite differences, for the loss has no second derivative ({reason})"
-    return exact, "exact, for the loss can be differentiated twice"
+    """`(curvature, why)`: exact where the second derivative is right (it is compared here, at `params`), else
+    `differences` where these are, else those of another step length. Raises ValueError if none are."""
+    return examine(loss, params, differences=differences)[:2]

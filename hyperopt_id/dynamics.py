@@ -95,11 +95,19 @@ def make_dynamics(
     tuned: Callable[[Params], Params],
     curvature: Curvature,
     thin: Callable[[Batch], Batch] | None = None,
+    curved: LossFunction | None = None,
 ) -> Dynamics:
-    """Φ from its parts. `thin` reduces a batch to the rows that Hessian-vector products use (default: all)."""
+    """Φ from its parts. `thin` reduces a batch to the rows that Hessian-vector products use (default: all), `curved` is
+    the loss in the precision that they need (default: that of the steps)."""
 
     def loss_on(batch: Batch, buffers: Params) -> Loss:
         return lambda w: loss(w, buffers, batch)
+
+    def curved_on(batch: Batch, buffers: Params, whole: Loss) -> Loss:
+        if thin is None and curved is None:
+            return whole
+        few = batch if thin is None else thin(batch)
+        return lambda w: (curved or loss)(w, buffers, few)
 
     def step(z: TrainState, hyper: Hyperparameters, batch: Batch) -> tuple[TrainState, Metrics]:
         here = gradient(loss_on(batch, z.buffers), trees.variables(z.params))
@@ -112,7 +120,7 @@ def make_dynamics(
     def linearize(z: TrainState, raw: Params, batch: Batch, constant_state: bool = False) -> Linearization:
         assert torch.is_grad_enabled()  # else some derivatives would silently be zero
         whole = loss_on(batch, z.buffers)
-        here, own_product = curvature(whole, whole if thin is None else loss_on(thin(batch), z.buffers), z.params)
+        here, own_product = curvature(whole, curved_on(batch, z.buffers, whole), z.params)
         exact, rounded = _precision(z)
         w, slopes, state = exact((z.params, here.value, z.state))
         differentiate = _closed_form if constant_state and rule.derivative is not None else _recorded

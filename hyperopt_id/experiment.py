@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from hyperopt_id import checkpoint, population, runtime, trees
 from hyperopt_id.experiment_plan import Parts, Plan
+from hyperopt_id.experiment_skips import Skips, left_out, note_skips
 from hyperopt_id.experiment_state import state_check
 from hyperopt_id.interruption import Interrupted, deferred
 from hyperopt_id.population import Record, Run
-from hyperopt_id.telemetry import as_json, measure, synchronize
+from hyperopt_id.telemetry import Telemetry, as_json, measure, synchronize
 from hyperopt_id.telemetry.trace import Trace, open_trace
 
 
@@ -70,6 +71,9 @@ def stages(
     _check_splits(parts, plan)
     progress = Progress.load(parts, plan, resume) if resume is not None else Progress.begin(parts)
     starting = Progress.begin(parts).chunks if plan.reset else None
+    if isinstance(telemetry, Telemetry):
+        for message, said_at in parts.notes:
+            telemetry.note(message, said_at)
     trace = _begin_trace(parts, plan, progress, telemetry, (resume or {}).get("trace"))
     on_threads = parts.compiled and parts.device.type == "cpu"
     if parts.compilation is not None and progress.update < plan.updates:
@@ -80,6 +84,9 @@ def stages(
     with share as each, closing(trace or ExitStack()), deferred() as arrived:
         for update in range(progress.update, plan.updates):
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
+            counts = left_out(progress.chunks, [chunk for chunk, _ in advanced], parts.members)
+            if counts or progress.skips:
+                progress.skips = note_skips(progress.skips, counts, update)
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
             progress.update = update + 1
             _write_trace(parts, progress, trace)
@@ -139,6 +146,7 @@ class Progress:
     best: dict[str, Tensor]  # values [R] of the report with the lowest validation loss
     final: dict[str, Tensor]  # values [R] of the last report
     seconds: dict[str, float]
+    skips: Skips = field(default_factory=dict)
 
     @staticmethod
     def begin(parts: Parts) -> "Progress":
@@ -155,7 +163,7 @@ class Progress:
             for part in (population.from_plain(tree["run"]), tree["best"], tree["final"])
         )
         chunks = population.split(whole, parts.members, parts.lift)
-        return Progress(chunks, tree["update"], best, final, tree["seconds"])
+        return Progress(chunks, tree["update"], best, final, tree["seconds"], tree.get("skips", {}))
 
     def tree(self, parts: Parts, began: float) -> dict[str, Any]:
         whole = population.join(self.chunks, len(parts.seeds), parts.lift)
@@ -165,6 +173,7 @@ class Progress:
             "best": self.best,
             "final": self.final,
             "seconds": self.spent(parts, began),
+            **({"skips": self.skips} if self.skips else {}),
         }
 
     def spent(self, parts: Parts, began: float) -> dict[str, float]:

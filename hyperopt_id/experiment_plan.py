@@ -43,6 +43,7 @@ class Parts:
     compilation: Compilation | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[tuple[str, float]] = ()
     digests: Callable[[], dict[str, str]] = dict
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda runs: runs
     growth: int = 0

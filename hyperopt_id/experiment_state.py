@@ -29,7 +29,15 @@ def _tensors(value: Any) -> bool:
     return type(value) is dict and all(type(k) is str and isinstance(v, Tensor) for k, v in value.items())
 
 
-FORM = {"run": dict, "update": int, "best": _tensors, "final": _tensors, "seconds": dict}
+def _skips(value: Any) -> bool:
+    """lists of hyper-updates by member"""
+    return type(value) is dict and all(
+        type(member) is int and type(updates) is list and all(type(update) is int for update in updates)
+        for member, updates in value.items()
+    )
+
+
+FORM = {"run": dict, "update": int, "best": _tensors, "final": _tensors, "seconds": dict, "skips?": _skips}
 
 
 def state_check(parts: Parts, plan: Plan) -> tuple[Callable[[Any], dict[str, Any]], int]:

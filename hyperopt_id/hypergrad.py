@@ -45,12 +45,13 @@ class Engine(NamedTuple):
     """`call(dynamics, objective, z, raw, batches, target)` takes `window` steps, one for each of `batches`, and
     differentiates the objective on the batch `target`. `traceable` engines are one small graph, fit to compile as
     a whole; the others are loops over pieces that are compiled one by one. `products` says whether Hessian-vector
-    products are needed."""
+    products are needed, `pushes` whether these are H u, of tangents, and not u H."""
 
     window: int
     call: Callable[[Dynamics, Objective, TrainState, Params, Sequence[Batch], Batch], Outcome]
     traceable: bool
     products: bool
+    pushes: bool = False
 
 
 def neumann(terms: int, *, carry_state: bool = False) -> Engine:
@@ -146,7 +147,7 @@ def forward(window: int) -> Engine:
             total = {k: torch.addcmul(total[k], unit[k], trees.per_run(slope, unit[k])) for k in total}
         return Outcome(z, metrics, value, total)
 
-    return Engine(window, call, traceable=False, products=True)
+    return Engine(window, call, traceable=False, products=True, pushes=True)
 
 
 def _units(tuned: Params, run_axes: int) -> list[Params]:

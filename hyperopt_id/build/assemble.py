@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hyperopt_id import compilation_cuda, population, rules, trees
 from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
+from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.compilation import Compilation
-from hyperopt_id.curvature import Curvature, choose, none
+from hyperopt_id.curvature import Curvature
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
 from hyperopt_id.hypergrad import Engine, Objective
@@ -51,7 +52,7 @@ def assemble(
     engine: Engine,
     meta: UpdateRule | None = None,
     meta_space: Space | None = None,
-    curvature: Curvature | None = None,
+    curvature: Curvature | Products | None = None,
     sub_batch: float = 1.0,
     seeds: Iterable[int] = (0,),
     sample: bool = False,
@@ -65,8 +66,9 @@ def assemble(
     in `meta_space` (default lr 0.05). Hyperparameters start at their `init`, with `sample` at values drawn from the
     spaces; `starts` has the natural values of those runs that start elsewhere, by name, a mapping for each of `seeds`;
     `meta_starts` has the same of `meta_space`.
-    `curvature` None takes exact products where the loss can be differentiated twice, else finite differences, and logs
-    which; `sub_batch` is the fraction of a batch that they use.
+    `curvature` None takes exact products where they agree with differences of gradients, else finite differences, and
+    logs which; given ones are kept, with a warning where they are wrong. `sub_batch` is the fraction of a batch that
+    they use.
 
     Raises ValueError if a space does not hold exactly the hyperparameters of its rule, if seeds or starting values are
     none, or if the task's loss is not one number.
@@ -80,20 +82,22 @@ def assemble(
     values, meta_values = as_starts(starts, space, len(seeds)), as_starts(meta_starts, meta_space, len(seeds))
     feed = population.Feed(task.batches, execution.lift)
     batch = _first_batch(feed, seeds, execution)
-    check_task(task, batch, seeds[0], execution.lift)
+    check_task(task, batch, seeds[0])
     if execution.lift == "vmap":
         check_vectorized(task, batch, seeds[0])
     if execution.compile and "compile" in task.limits:
         logger.warning("not compiled, running eagerly: %s", task.limits["compile"])
         execution = replace(execution, compile=False)
-    curvature = pick_curvature(curvature, engine, task, seeds[0], batch=batch)
+    if not isinstance(curvature, Products):
+        curvature = pick_products(curvature, engine, task, seeds[0], batch, under_autocast=execution.autocast)
     lifted = _lifted(task, rule, space, curvature, sub_batch, execution)
 
     def start() -> Run:
         begin = partial(_member, task, rule, space, meta, meta_space, sample)
         return trees.stack(list(map(begin, seeds, values, meta_values)))
 
-    return _parts(task, space, engine, meta, lifted, start, seeds, feed, execution)
+    parts = _parts(task, space, engine, meta, lifted, start, seeds, feed, execution)
+    return replace(parts, notes=curvature.notes)
 
 
 def _members(seeds: Sequence[int], execution: Execution) -> list[list[int]]:
@@ -157,41 +161,20 @@ def _parts(
 
 
 def _lifted(
-    task: Task, rule: UpdateRule, space: Space, curvature: Curvature, sub_batch: float, execution: Execution
+    task: Task, rule: UpdateRule, space: Space, products: Products, sub_batch: float, execution: Execution
 ) -> tuple[Dynamics, Objective]:
     """Φ and the objective on chunks of runs."""
     lift = partial(population.lift, how=execution.lift)
     loss = lift(autocast(task.loss) if execution.autocast else task.loss)
     thin = None if sub_batch == 1.0 else _thinner(task, sub_batch, lift)
     lifted_rule = population.lift_rule(rule, execution.lift)
-    dynamics = make_dynamics(loss, lifted_rule, lift(space.constrain), space.tuned, curvature, thin)
+    curved = lift(task.loss) if products.outside_autocast else None
+    dynamics = make_dynamics(loss, lifted_rule, lift(space.constrain), space.tuned, products.curvature, thin, curved)
 
     def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
         return loss(params, buffers, batch)[0]
 
     return dynamics, objective
-
-
-def pick_curvature(
-    given: Curvature | None,
-    engine: Engine,
-    task: Task,
-    seed: int,
-    differences: Curvature | None = None,
-    batch: Any = None,
-) -> Curvature:
-    """The curvature given, or, for None, exact products where the task's loss allows them, else `differences` (see
-    `curvature.choose`), said in the log; none where the engine needs no products."""
-    if not engine.products:
-        return none
-    if given is not None:
-        return given
-    params, buffers = task.init(seed)
-    if batch is None:
-        batch = _first_batch(population.Feed(task.batches, "loop"), [seed], Execution())
-    chosen, why = choose(lambda w: task.loss(w, buffers, batch), params, differences)
-    logger.info("curvature: %s", why)
-    return chosen
 
 
 def adam_space(lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Space:
@@ -241,16 +224,6 @@ def _thinner(task: Task, fraction: float, lift: Callable[..., Any]) -> Callable[
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     return lambda batch: batch._replace(**lift(tensors)(batch))
-
-
-def autocast(loss: Callable[..., Any]) -> Callable[..., Any]:
-    def under_autocast(params: Params, buffers: Params, batch: Any) -> Any:
-        device = next(iter(params.values())).device.type
-        with torch.autocast(device, torch.bfloat16):
-            value, rest = loss(params, buffers, batch)
-        return value.float(), rest
-
-    return under_autocast
 
 
 def _preparation(

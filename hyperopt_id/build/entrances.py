@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_id import population, trees
-from hyperopt_id.population import Lift
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.losses import check_number
@@ -91,24 +89,13 @@ def _start(hyper: Hyper, value: Any, what: str) -> Any:
     return number
 
 
-def check_task(task: Task, batch: Batch, seed: int, how: Lift) -> None:
-    """Raise ValueError unless the loss on `batch`, that of a single run, is one real number, also as `how` lifts it."""
+@torch.enable_grad()
+def check_task(task: Task, batch: Batch, seed: int) -> None:
+    """Raise ValueError unless the loss on `batch`, that of a single run, is one real number."""
     params, buffers = task.init(seed)
     if not params:
         raise ValueError("the task has no parameters: its init returns (params, buffers), with one to train or more")
-    with torch.enable_grad():
-        loss = task.loss(params, buffers, batch)
-        if not isinstance(loss, tuple) or len(loss) != 2:
-            raise ValueError("the task's loss must return (loss, (buffers, metrics))")
-        check_number(loss[0], "the task's loss")
-        if how == "loop":
-            return
-        stacked = trees.stack([(params, buffers, batch)])
-        try:
-            population.lift(lambda *given: task.loss(*given)[0], how)(*stacked)
-        except RuntimeError as error:
-            why = next(iter(str(error).splitlines()), "")
-            raise ValueError(
-                f"the task's loss cannot be computed for several runs at once ({why}): "
-                'train them one by one with Execution(lift="loop")'
-            ) from error
+    loss = task.loss(params, buffers, batch)
+    if not isinstance(loss, tuple) or len(loss) != 2:
+        raise ValueError("the task's loss must return (loss, (buffers, metrics))")
+    check_number(loss[0], "the task's loss")

@@ -12,11 +12,11 @@ import torch
 
 from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population, rules, space
 from hyperopt_id.build import vectorized
-from hyperopt_id.build.assemble import Execution, adam_space, assemble, pick_curvature
+from hyperopt_id.build.assemble import Execution, adam_space, assemble
 from hyperopt_id.build.identity import with_files
+from hyperopt_id.build.products import Products, first_batch, pick_products
 from hyperopt_id.build.tasks import build_task
-from hyperopt_id.config_schema import META_STARTS, Config, HyperConfig
-from hyperopt_id.curvature import Curvature
+from hyperopt_id.config_schema import META_STARTS, Config, CurvatureConfig, HyperConfig
 from hyperopt_id.experiment import Parts, Plan, hyper_update
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.mup import Multipliers, Scheme
@@ -165,11 +165,19 @@ def _meta(config: Config) -> dict[str, Any]:
     return {"meta": rules.adam(), "meta_space": adam_space(meta.lr, meta.beta1, meta.beta2, meta.eps)}
 
 
-def _curvature(config: Config, task: Task, engine: Engine) -> Curvature:
-    chosen = config.hypergradient.curvature
+def _curvature(config: Config, task: Task, engine: Engine) -> Products:
+    chosen, standard = config.hypergradient.curvature, CurvatureConfig()
     differences = curvature.finite_difference(chosen.epsilon, chosen.sides)
     given = {"auto": None, "exact": curvature.exact, "finite_difference": differences}[chosen.name]
-    return pick_curvature(given, engine, task, config.seed, differences)
+    return pick_products(
+        given,
+        engine,
+        task,
+        config.seed,
+        first_batch(task, config.seed),
+        differences=differences if (chosen.epsilon, chosen.sides) != (standard.epsilon, standard.sides) else None,
+        under_autocast=config.dtype == "bfloat16",
+    )
 
 
 def _execution(config: Config, task: Task, seeds: Sequence[int]) -> Execution:

@@ -1,14 +1,16 @@
 """Whether runs of a task can be one computation: `torch.vmap` of its loss is tried on two runs and a few rows.
 
 The losses, gradients and buffers of both must be those of a loop over them. Some layers of torch cannot be vectorized,
-and some give other numbers. What was found is kept among the task's `limits`.
+and some give other numbers. What was found is remembered of the loss, for another task may share all else.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from hyperopt_id.derivatives import Gradient, gradient
 from hyperopt_id.tasks.task import Task
 
 ROWS = 8  # that are tried
+_tried: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
 
 
 def check_vectorized(task: Task, batch: Any, seed: int) -> None:
@@ -33,12 +36,14 @@ def check_vectorized(task: Task, batch: Any, seed: int) -> None:
 @torch.enable_grad()
 def obstacle(task: Task, batch: Any, seed: int) -> str | None:
     """Why vmap does not serve the task, or None. `batch` is one of a single run."""
-    if "vmap" not in task.limits:
+    if "vmap" in task.limits:
+        return task.limits["vmap"] or None
+    if task.loss not in _tried:
         members = [(*task.init(each), few_rows(task, batch)) for each in (seed, seed + 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own speed
-            task.limits["vmap"] = _difference(task, members)
-    return task.limits["vmap"] or None
+            _tried[task.loss] = _difference(task, members)
+    return _tried[task.loss] or None
 
 
 def few_rows(task: Task, batch: Any) -> Any:

@@ -81,7 +81,7 @@ class Telemetry:
         continued: bool = False,
         initial: Mapping[str, Any] | None = None,
     ) -> None:
-        began = time.perf_counter()
+        began = self._opened_at = time.perf_counter()
         self.directory, self._runs, self._closed = Path(directory), runs, False
         self._config, self._initial, self._device = config, initial or {}, device
         self._resumable, self._board = bool(config_text), None
@@ -128,6 +128,11 @@ class Telemetry:
         self._progress.show(update, record)
         self.seconds += time.perf_counter() - began
         return record
+
+    def note(self, message: str, said_at: float) -> None:
+        """Have a message in the log that was said at a time of ``time.perf_counter()``, if it was not open by then."""
+        if said_at < self._opened_at:
+            self._progress.note(message)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """End the run; with a ``summary`` (nested data, tensors allowed) it is finished. Idempotent."""

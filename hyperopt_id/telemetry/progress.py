@@ -55,6 +55,11 @@ class Progress:
             self._bar.initial = self._bar.n = done
             self._bar.refresh()
 
+    def note(self, message: str) -> None:
+        """Write a message into the log file alone."""
+        record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, message, (), None)
+        self._handlers[0].handle(record)
+
     def show(self, update: int, record: dict[str, Any]) -> None:
         """Show the state after hyper-update ``update``; ``record`` is the line of ``metrics.jsonl``."""
         now = time.monotonic()

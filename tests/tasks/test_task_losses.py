@@ -200,3 +200,30 @@ def test_turned_outputs_are_refused_where_they_first_differ():
     task = supervised(Dataset(INPUTS, INPUTS[:, :2], SPLITS), lambda: Turned(2), "mse", 4)
     with pytest.raises(ValueError, match=r"mse: outputs have shape \[2, 4\], targets \[4, 2\]"):
         task.loss(*task.init(0), BATCH)
+
+
+class Physics(nn.Module):
+    """The derivative of a network by its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.detach().requires_grad_()
+        return torch.autograd.grad(torch.tanh(self.linear(inputs)).sum(), inputs, create_graph=True)[0].sum(1)
+
+
+def test_a_forward_may_differentiate_by_its_inputs():
+    task = supervised(Dataset(INPUTS, REALS, SPLITS), Physics, "mse", 4)
+    params, buffers = task.init(0)
+    variables = {key: value.clone().requires_grad_() for key, value in params.items()}
+    live = expected(F.mse_loss, Physics, variables, BATCH.index, REALS)
+    loss, _ = task.loss(variables, buffers, BATCH)
+    torch.testing.assert_close(loss, live, rtol=1e-12, atol=0)
+    found, oracle = (torch.autograd.grad(value, list(variables.values())) for value in (loss, live))
+    torch.testing.assert_close(found, oracle, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        metrics = task.evaluate(variables, buffers, "test")
+    torch.testing.assert_close(metrics["loss"], expected(F.mse_loss, Physics, params, slice(15, 20), REALS))
+    assert not metrics["loss"].requires_grad

@@ -1,0 +1,176 @@
+"""Which Hessian-vector products are right: a choice by comparison, and the line that says so.
+
+Exact products are taken where they agree with central differences (`curvature_reference`); else finite differences of
+the step length that agrees best. The products of some losses depend on the side they are taken from (u J and J u), and
+then each engine needs its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_id import trees
+from hyperopt_id.curvature_measure import (
+    Asymmetry,
+    Measured,
+    asymmetry_of,
+    depends_on_side,
+    is_rounding,
+    measure,
+    percent,
+    tolerance,
+)
+from hyperopt_id.curvature_reference import Reference, make_reference
+from hyperopt_id.derivatives import Curvature, Loss
+from hyperopt_id.trees import Params
+
+USABLE, DOUBTFUL = 0.1, 0.5  # errors of differences that are taken without and with a warning
+ASYMMETRIC = 1e-2
+SOURCES = "gradient reversal, a straight-through estimator or a hook"
+FORCE = (
+    "to take exact products all the same, ask for them (curvature=curvature.exact, hypergradient.curvature.name=exact)"
+)
+
+
+class Candidate(NamedTuple):
+    """Products to take; `enough` is the error below which nothing better is looked for (default: by precision)."""
+
+    curvature: Curvature
+    name: str
+    enough: float | None = None
+
+
+class Choice(NamedTuple):
+    """The products to take; why, in one line, as a warning if `doubtful`; whether of the loss without autocast."""
+
+    curvature: Curvature
+    why: str
+    doubtful: bool = False
+    outside_autocast: bool = False
+
+
+@torch.enable_grad()
+def select(
+    exact: Candidate,
+    differences: Sequence[Candidate],
+    loss: Loss,
+    params: Params,
+    *,
+    given: Candidate | None = None,
+    plain: Loss | None = None,
+    pushes: bool = False,
+) -> Choice:
+    """See `curvature.examine`."""
+    reference = make_reference(plain or loss, params)
+    if reference is None:
+        return _unchecked(exact, differences[0], given, loss, params)
+    if given is not None:
+        return _judged(given, exact, loss, params, reference, plain is not None, pushes)
+    outside, of = plain is not None, plain or loss
+    found = measure(exact.curvature, of, params, reference)
+    sure = found.error <= tolerance(params, under_autocast=False) or is_rounding(
+        exact.curvature, found, of, params, reference
+    )
+    if sure or (found.error < math.inf and found.error <= 3.0 * reference.spread):
+        inside = measure(exact.curvature, loss, params, reference) if outside else found
+        if inside.error <= max(found.error, tolerance(params, under_autocast=True)):
+            found, outside = inside, False
+        why = (_said if sure else _unclear)(exact, found, reference, outside)
+        return Choice(exact.curvature, why, doubtful=not sure, outside_autocast=outside)
+    asymmetry = asymmetry_of(exact.curvature, of, params, reference)
+    if depends_on_side(asymmetry, params) and not pushes:
+        why = f"exact, for the products depend on their side ({_meaning(asymmetry)})"
+        return Choice(exact.curvature, why, doubtful=True, outside_autocast=outside)
+    if asymmetry.size > ASYMMETRIC and not pushes:
+        raise ValueError(
+            f"curvature: {_meaning(asymmetry)}; this engine needs the products u J, but {found.fault}, and "
+            f"differences are J u: take the engine forward; {FORCE}"
+        )
+    choice = _by_differences(differences, of, params, reference, found.fault, outside)
+    if asymmetry.size > ASYMMETRIC:
+        return choice._replace(why=f"{choice.why}; {_meaning(asymmetry)}", doubtful=True)
+    return choice
+
+
+def _by_differences(
+    candidates: Sequence[Candidate], loss: Loss, params: Params, reference: Reference, fault: str, outside: bool
+) -> Choice:
+    """The first candidate that is accurate, else the best one."""
+    tried = []
+    for candidate in candidates:
+        found = measure(candidate.curvature, loss, params, reference, by_differences=True)
+        tried.append((found.error, len(tried), found, candidate))
+        if found.error <= (candidate.enough or tolerance(params, under_autocast=False)):
+            break
+    error, _, found, best = min(tried)
+    if reference.spread > USABLE:  # nothing to compare with
+        best, why = candidates[0], _unclear(candidates[0], found, reference, outside)
+        return Choice(best.curvature, f"{why}, for {fault}", doubtful=True, outside_autocast=outside)
+    if error > DOUBTFUL:
+        raise ValueError(
+            f"curvature: no products are right: {fault}, and {best.name} are off by {percent(error)}: "
+            f"take float64, or an engine without products (one_step, or neumann of 1 term); {FORCE}"
+        )
+    why = f"{_said(best, found, reference, outside)}, for {fault}"
+    return Choice(best.curvature, why, doubtful=error > USABLE, outside_autocast=outside)
+
+
+def _judged(
+    given: Candidate,
+    exact: Candidate,
+    loss: Loss,
+    params: Params,
+    reference: Reference,
+    under_autocast: bool,
+    pushes: bool,
+) -> Choice:
+    """The products that the user asked for, with a warning where they are wrong."""
+    found = measure(given.curvature, loss, params, reference)
+    if found.error == math.inf and not found.seconds:
+        raise ValueError(f"curvature: {given.name} cannot be taken, for {found.fault}: leave the choice to the library")
+    right = found.error <= max(USABLE, tolerance(params, under_autocast))
+    if right and given.curvature is exact.curvature:
+        return Choice(given.curvature, _said(given, found, reference, False))
+    if not right and found.error <= 3.0 * reference.spread < math.inf:
+        return Choice(given.curvature, _unclear(given, found, reference, False), doubtful=True)
+    asymmetry = asymmetry_of(given.curvature, loss, params, reference)
+    if asymmetry.size > ASYMMETRIC:
+        side = "J u" if pushes else "u J"
+        why = f"{given.name}, though {_meaning(asymmetry)}, and this engine needs {side}"
+        return Choice(given.curvature, why, doubtful=True)
+    why = _said(given, found, reference, False) if right else f"{given.name}, though {found.fault}"
+    return Choice(given.curvature, why, doubtful=not right)
+
+
+def _unchecked(exact: Candidate, first: Candidate, given: Candidate | None, loss: Loss, params: Params) -> Choice:
+    """What can be computed at all, where gradients at the start are not finite."""
+    taken = given or exact
+    if given is None:
+        try:
+            exact.curvature(loss, loss, params)[1](trees.map(torch.ones_like, params))
+        except (RuntimeError, NotImplementedError):
+            taken = first
+    return Choice(taken.curvature, f"{taken.name}, not checked: the gradient at the start is not finite", doubtful=True)
+
+
+def _said(taken: Candidate, found: Measured, reference: Reference, outside: bool) -> str:
+    where = f"{taken.name}{' outside autocast' if outside else ''}"
+    cost = f"a product takes {1e3 * found.seconds:.3g} ms"
+    return f"{where}, off by {percent(found.error)} from {reference.name}; {cost}"
+
+
+def _unclear(taken: Candidate, found: Measured, reference: Reference, outside: bool) -> str:
+    apart = f"{reference.name} of several step lengths are {percent(reference.spread)} apart"
+    where = f"{taken.name}{' outside autocast' if outside else ''}"
+    return f"{where}, not checked: {apart}; a product takes {1e3 * found.seconds:.3g} ms"
+
+
+def _meaning(asymmetry: Asymmetry) -> str:
+    return (
+        f"the Hessian is not symmetric (by {percent(asymmetry.size)}), so that the gradient is not that of the loss, "
+        f"as with {SOURCES}"
+    )

@@ -1,0 +1,217 @@
+"""A table of operations: the products that are chosen equal central differences in float64, or the choice is refused.
+
+The oracle differentiates a loss of its own, in float64 at a step of 1e-6; the loss under test has its data in the
+precision of the weights.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import random
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from hyperopt_id import curvature, trees
+from hyperopt_id.derivatives import gradient
+
+ROWS = random(12, 6, seed=5)
+ROWS[::4] = 0.0
+WORDS = torch.arange(12) % 5
+Operation = Callable[[Tensor, Tensor], Tensor]  # (hidden [12, 6], weights [6, 6]) -> anything
+
+
+class Saved(torch.autograd.Function):
+    """Swish as memory-efficient implementations have it: the derivative is kept, as a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        s = torch.sigmoid(x)
+        ctx.save_for_backward(s + x * s * (1 - s))
+        return x * s
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g * ctx.saved_tensors[0]
+
+
+class Once(Saved):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g * ctx.saved_tensors[0]
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return -g
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x + ((4.0 * x).round() / 4.0 - x).detach()
+
+
+def hooked(x: Tensor) -> Tensor:
+    """A gradient of which half is kept."""
+    x = x * 1.0
+    x.register_hook(lambda g: torch.cat([g[..., :3], 0.0 * g[..., 3:]], -1))
+    return x
+
+
+def cell(make: Callable[[], nn.Module]) -> Operation:
+    """A module whose first weights are the rows of those given."""
+
+    def compute(h: Tensor, w: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = make().to(w.dtype)
+        tensors = {name: value.detach() for name, value in module.named_parameters()}
+        name, value = next(iter(tensors.items()))
+        tensors[name] = w.repeat(4, 1)[: len(value)]
+        outputs = torch.func.functional_call(module, tensors, (h,))
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    return compute
+
+
+def parametrized(how: Callable[[nn.Module], nn.Module]) -> Operation:
+    def compute(h: Tensor, w: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = how(nn.Linear(6, 6)).to(w.dtype)
+        tensors = {name: value.detach() for name, value in module.named_parameters()}
+        name = max(tensors, key=lambda name: tensors[name].numel())
+        return torch.func.functional_call(module, tensors | {name: w}, (h,))
+
+    return compute
+
+
+def images(h: Tensor) -> Tensor:
+    return h.reshape(2, 1, 6, 6)
+
+
+def flash(h: Tensor, w: Tensor) -> Tensor:
+    queries = (h @ w).reshape(1, 1, 12, 6)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(queries, queries, queries)
+
+
+def positive(w: Tensor) -> Tensor:
+    return w @ w.T + torch.eye(6, dtype=w.dtype)
+
+
+def batch_norm(h: Tensor, w: Tensor) -> Tensor:
+    return F.batch_norm(h @ w, None, None, training=True)
+
+
+EXACT: dict[str, Operation] = {
+    "linear": lambda h, w: h @ w,
+    "tanh": lambda h, w: torch.tanh(h @ w),
+    "gelu": lambda h, w: F.gelu(h @ w),
+    "silu": lambda h, w: F.silu(h @ w),
+    "elu": lambda h, w: F.elu(h @ w + 0.1),
+    "relu": lambda h, w: F.relu(h @ w + 0.1),
+    "leaky relu": lambda h, w: F.leaky_relu(h @ w + 0.1),
+    "hardswish": lambda h, w: F.hardswish(h @ w),
+    "abs": lambda h, w: (h @ w + 0.1).abs(),
+    "clamp": lambda h, w: (h @ w + 0.1).clamp(-0.5, 0.7),
+    "where": lambda h, w: torch.where(h @ w > 0.05, (h @ w).exp(), (h @ w).sin()),
+    "max": lambda h, w: (h @ w + ROWS.to(w)).max(1)[0],
+    "sort": lambda h, w: (h @ w + ROWS.roll(1).to(w)).sort(1)[0] * torch.arange(6),
+    "softmax": lambda h, w: (h @ w).softmax(1),
+    "cross-entropy": lambda h, w: F.cross_entropy(h @ w, WORDS),
+    "label smoothing": lambda h, w: F.cross_entropy(h @ w, WORDS, label_smoothing=0.1),
+    "embedding": lambda h, w: F.embedding(WORDS, w).sin(),
+    "einsum": lambda h, w: torch.einsum("ni,ij,nj->n", h, w, h).sin(),
+    "cumulative product": lambda h, w: (h @ w + 1.0).cumprod(1),
+    "logsumexp": lambda h, w: (h @ w).logsumexp(0),
+    "standard deviation": lambda h, w: (h @ w + 0.3 * w[0] * torch.arange(6).to(w)).std(1),
+    "normalize": lambda h, w: F.normalize(h @ w + w[0], dim=1),
+    "layer norm": lambda h, w: F.layer_norm(h @ w + w[0], (6,)),
+    "group norm": lambda h, w: F.group_norm(h @ w + w[0], 2),
+    "batch norm": batch_norm,
+    "convolution": lambda h, w: F.conv2d(images(h), w[:3, :3].reshape(1, 1, 3, 3)).tanh(),
+    "max pooling": lambda h, w: F.max_pool2d(images(h @ w + ROWS.to(w)), 2),
+    "interpolation": lambda h, w: F.interpolate(images(h @ w), scale_factor=2, mode="bilinear").sin(),
+    "determinant": lambda h, w: positive(w).logdet(),
+    "inverse": lambda h, w: positive(w).inverse(),
+    "Cholesky": lambda h, w: torch.linalg.cholesky(positive(w)),
+    "eigenvalues": lambda h, w: torch.linalg.eigvalsh(positive(w)),
+    "matrix exponential": lambda h, w: torch.linalg.matrix_exp(w),
+    "Fourier": lambda h, w: torch.fft.rfft(h @ w).abs().square(),
+    "LSTM": cell(lambda: nn.LSTM(6, 4, batch_first=True)),
+    "GRU": cell(lambda: nn.GRU(6, 2)),
+    "checkpoint": lambda h, w: checkpoint(lambda x: torch.tanh(x @ w), h @ w, use_reentrant=False),  # type: ignore
+    "orthogonal": parametrized(parametrizations.orthogonal),
+    "standard deviation at zero": lambda h, w: (h @ w).std(1),
+    "square root": lambda h, w: (h @ w).square().add(0.1).sqrt(),
+}
+DIFFERENCES: dict[str, Operation] = {
+    "kept derivative": lambda h, w: Saved.apply(h @ w),  # type: ignore[dict-item]
+    "no second derivative": lambda h, w: Once.apply(h @ w),  # type: ignore[dict-item]
+    "weight norm": parametrized(parametrizations.weight_norm),
+    "flash attention": flash,
+    "norm at zero": lambda h, w: (h @ w).norm(dim=1),
+    "normalize at zero": lambda h, w: F.normalize(h @ w, dim=1),
+    "cosine similarity at zero": lambda h, w: F.cosine_similarity(h @ w, (h @ w).roll(1, 1)),
+    "distance at zero": lambda h, w: torch.cdist(h @ w, torch.zeros(1, 6).to(w)),
+}
+REFUSED: dict[str, Operation] = {
+    "gradient reversal": lambda h, w: torch.tanh(Reversed.apply(torch.tanh(h @ w)) @ w),  # type: ignore[operator]
+    "straight-through": lambda h, w: torch.tanh(h @ rounded(w)) @ w,
+}
+OPERATIONS = EXACT | DIFFERENCES | REFUSED
+
+
+def make_loss(name: str, dtype: torch.dtype) -> curvature.Loss:
+    rows, mixing = ROWS.to(dtype), random(6, 6, seed=9).to(dtype)
+
+    def loss(params: trees.Params) -> tuple[Tensor, Any]:
+        hidden = rows @ torch.tanh(params["first"] @ mixing)
+        return OPERATIONS[name](hidden, params["second"]).sin().mul(2.0).exp().mean(), {}
+
+    return loss
+
+
+PARAMS = {"first": 0.5 * random(6, 6, seed=3), "second": 0.5 * random(6, 6, seed=4)}
+DIRECTION = {key: random(6, 6, seed=seed) for seed, key in enumerate(PARAMS, 70)}
+
+
+def by_differences(name: str, step: float = 1e-6) -> trees.Params:
+    loss = make_loss(name, torch.float64)
+
+    def slope(sign: float) -> trees.Params:
+        moved = {key: (w + sign * step * DIRECTION[key]).requires_grad_() for key, w in PARAMS.items()}
+        return gradient(loss, moved).value
+
+    ahead, behind = slope(1.0), slope(-1.0)
+    return {key: (ahead[key] - behind[key]) / (2.0 * step) for key in ahead}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_products_equal_differences_or_are_refused(name: str, dtype: torch.dtype):
+    loss, params = make_loss(name, dtype), trees.map(lambda w: w.to(dtype), PARAMS)
+    with warnings.catch_warnings(action="ignore"):  # of torch, about orthogonal parametrizations
+        if name in REFUSED:
+            with pytest.raises(ValueError, match=r"the Hessian is not symmetric.*needs the products u J") as caught:
+                curvature.choose(loss, params)
+            assert "\n" not in str(caught.value)
+            return
+        chosen, why = curvature.choose(loss, params)
+        _, product = chosen(loss, loss, params)
+        found = product(trees.map(lambda u: u.to(dtype), DIRECTION))
+        expected = by_differences(name)
+    assert why.startswith("exact" if name in EXACT else "finite differences"), why
+    error = trees.norm({key: found[key].double() - expected[key] for key in expected}) / trees.norm(expected)
+    assert error < ((1e-6 if name in EXACT else 1e-4) if dtype == torch.float64 else 1e-2), why
