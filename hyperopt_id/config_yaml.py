@@ -18,7 +18,7 @@ import yaml
 from hyperopt_id import files
 
 MOST_BYTES = 4 * files.MEBIBYTE  # of a file
-NODE = 32  # what a list, mapping or scalar counts besides its characters, so that there are at most 131 072 of them
+NODE = 64  # what a list, mapping or scalar counts besides its characters, so that there are at most 65 536 of them
 MOST_DEPTH = 64  # levels of lists and mappings
 LARGEST = 2**63 - 1  # of an integer, so that every one fits a tensor
 _TAG = "tag:yaml.org,2002:"

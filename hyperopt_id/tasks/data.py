@@ -23,7 +23,7 @@ from hyperopt_id.tasks.sampling import split_code
 logger = logging.getLogger("hyperopt_id")
 MOST_RANK = 8  # of an idx file; images have 3
 ROUNDING = 1e-13  # of float64: what is left of sums of some hundred terms, relative to the largest
-ROUNDING_FLOAT32 = 4 * 2.0**-23
+ROUNDING_FLOAT32 = 8 * 2.0**-23  # the same of float32 (docs/decisions/023-constant-columns.md)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def standardize(values: np.ndarray, rows: int, names: str = "column") -> tuple[n
 def constant(values: np.ndarray, rows: int) -> np.ndarray:
     """Whether the first `rows` values of each column differ by no more than rounding.
 
-    That is some hundred units in the last place of float64, relative to the largest value of all rows; or four of
+    That is some hundred units in the last place of float64, relative to the largest value of all rows; or eight of
     float32, where every value is a number of float32 as it is or as it is printed. Whole numbers are exact: those that
     differ, do. So 1.6e9 seconds and 0.01 more are two values, and 0.99999994 and 1 are one.
     """

@@ -109,6 +109,8 @@ def download(url: str, path: Path) -> None:
             total = int(response.headers.get("Content-Length") or 0)
             with progress(path.name, total) as bar, open(path, "wb") as stream:
                 while chunk := response.read(CHUNK_BYTES):
+                    if stream.tell() + len(chunk) > MOST_BYTES:
+                        raise Unavailable(f"{path.name}: has more than {MOST_BYTES} bytes")
                     stream.write(chunk)
                     bar.update(len(chunk))
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -20,22 +20,22 @@ class WrongNumbersError(Exception):
     """What was read is not what the input holds."""
 
 
-def judge(what: str, call: Callable[[], object], folder: Path, seconds: float = 60.0) -> Outcome:
+def judge(what: str, call: Callable[[], object], folder: Path, seconds: int = 30) -> Outcome:
     """Right is a return, or a ValueError of one line; `folder` is where the call works.
 
-    Anything else is a fault: another exception or a signal ("traceback"), no end within `seconds` ("hang"), a message
-    of several lines or of more than 600 characters ("not one line"), `WrongNumbersError`, and code of the input that
-    ran ("outside").
+    Anything else is a fault: another exception or a signal ("traceback"), no end within `seconds` of the
+    processor, or ten times as many of the clock ("hang"), a message of several lines or of more than 600
+    characters ("not one line"), `WrongNumbersError`, and code of the input that ran ("outside").
     """
     read, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(read)
-        os._exit(_child(call, folder, write))
+        os._exit(_child(call, folder, write, seconds))
     os.close(write)
-    status, said = _wait(child, read, seconds)
-    if status is None:
-        return Outcome(what, "hang", f"after {seconds:.0f} s")
+    status, said = _wait(child, read, 10.0 * seconds)
+    if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        return Outcome(what, "hang", f"{seconds} s of the processor or {10 * seconds} s")
     if (folder / TRAP).exists():
         return Outcome(what, "outside", "code of the input ran")
     kind, _, detail = said.partition("\n")
@@ -48,11 +48,14 @@ def judge(what: str, call: Callable[[], object], folder: Path, seconds: float = 
     return Outcome(what, fault, detail[-300:] or f"status {status}")
 
 
-def _child(call: Callable[[], object], folder: Path, write: int) -> int:
+def _child(call: Callable[[], object], folder: Path, write: int, seconds: int) -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, spent + seconds + 5))
     os.chdir(folder)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)

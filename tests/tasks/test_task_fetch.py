@@ -79,6 +79,14 @@ def test_the_error_lists_every_source_and_the_cure(server, tmp_path: Path):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_download_is_bounded(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, url = server
+    (folder / "file").write_bytes(bytes(2**20))
+    monkeypatch.setattr(fetching, "MOST_BYTES", 2**19)
+    with pytest.raises(Unavailable, match="file: has more than 524288 bytes"):
+        web(url).provide(["file"], tmp_path)
+
+
 def test_a_data_folder_that_cannot_be_written(server, tmp_path: Path):
     folder, url = server
     (folder / "file").write_bytes(CONTENT)
