@@ -14,7 +14,8 @@ constants of the derivative.
 
 A model may be of half precision, or of several types. Rules, and all that is linear in cotangents but the Hessian, are
 computed in `trees.precision(w)`, float32 or float64, in which hyperparameters are, too. New parameters and states are
-rounded once, to the types they had; the rounding counts as the identity in derivatives.
+rounded once, to the types they had; the rounding counts as the identity in derivatives. Of complex tensors there are
+both parts, as in `torch.optim`.
 
 Every function here serves one run or R independent runs with a leading axis: the loss, rule and constraint it is
 given are then lifted, losses are [R], and the sum over runs is differentiated. Gradients have to be enabled.

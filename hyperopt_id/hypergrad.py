@@ -71,7 +71,7 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
         here = dynamics.linearize(z, raw, batches[-1], constant_state=not carry_state)
         value, v, direct = _cotangent(dynamics, objective, here.z_next, raw, target)
         if carry_state:
-            v = Cotangent(v.params, trees.zeros(here.z_next.state))
+            v = Cotangent(v.params, _zeros(here.z_next.state, z))
         total = v
         for _ in range(terms - 1):
             v = here.pull_state(v)
@@ -110,7 +110,7 @@ def unroll(window: int) -> Engine:
     ) -> Outcome:
         points, metrics, z = _roll(dynamics, z, raw, batches)
         value, v, total = _cotangent(dynamics, objective, z, raw, target)
-        v = Cotangent(v.params, trees.zeros(z.state))
+        v = Cotangent(v.params, _zeros(z.state, z))
         for point, batch in zip(reversed(points[1:]), reversed(batches[1:]), strict=True):
             v, part = dynamics.pull(point, raw, batch, v)
             total = _joined(total, part)
@@ -137,7 +137,7 @@ def forward(window: int) -> Engine:
             here = dynamics.linearize(z, raw, batch)
             if not metrics:
                 units = _units(tuned, here.metrics["loss"].ndim)
-                tangents = [Cotangent(trees.zeros(z.params), trees.zeros(z.state)) for _ in units]
+                tangents = [Cotangent(_zeros(z.params, z), _zeros(z.state, z)) for _ in units]
             tangents = [here.push(tangent, unit) for tangent, unit in zip(tangents, units, strict=True)]
             z, metrics = here.z_next, [*metrics, here.metrics]
         value, v, direct = _cotangent(dynamics, objective, z, raw, target)
@@ -176,6 +176,11 @@ def _cotangent(
     dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, target: Batch
 ) -> tuple[Tensor, Cotangent, Params]:
     return objective_cotangent(lambda w, b, r: objective(w, b, r, target), z, raw, dynamics.tuned(raw))
+
+
+def _zeros(tree: trees.Tree, z: TrainState) -> trees.Tree:
+    """A linear form, or a tangent, of zeros."""
+    return trees.cast(trees.zeros(tree), trees.precision(z.params))
 
 
 def _joined(some: Params, slopes: Params) -> Params:

@@ -118,6 +118,7 @@ class Space:
     def init(self, params: Params, natural: Mapping[str, float] | None = None) -> Params:
         """Raw values for a model with these parameters, starting at `natural` (default: each `Hyper.init`)."""
         device, dtype = next(iter(params.values())).device, trees.precision(params)
+        self._check_elements(params)
         raw = {}
         for name, hyper in self.hypers.items():
             start = hyper.init if natural is None else natural.get(name, hyper.init)
@@ -129,6 +130,12 @@ class Space:
             if "element" in hyper.tune:
                 raw |= {f"{name}/element/{k}": torch.zeros_like(p, dtype=dtype) for k, p in params.items()}
         return raw
+
+    def _check_elements(self, params: Params) -> None:
+        """Raises ValueError if values are tuned by element of a complex parameter, of which there are two."""
+        fine = [name for name, hyper in self.hypers.items() if "element" in hyper.tune]
+        if fine and (of := [k for k, value in params.items() if value.is_complex()]):
+            raise ValueError(f"{fine[0]} is tuned by element, but the parameter {of[0]} is complex; tune it by tensor")
 
     def is_tuned(self, key: str) -> bool:
         name, granularity = key.split("/")[:2]

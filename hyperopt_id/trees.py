@@ -106,18 +106,29 @@ def precision(tree: Tree) -> torch.dtype:
 
 
 def is_of(params: Params, dtype: torch.dtype) -> bool:
-    """Whether all floating-point parameters have this type."""
-    return all(value.dtype is dtype or not value.is_floating_point() for value in params.values())
+    """Whether all parameters have this real type."""
+    return all(value.dtype is dtype for value in params.values())
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
-    """Floating-point leaves in this type; others as they are."""
-    return map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+    """Floating-point leaves in this type, of complex ones both parts, [..., 2]; others as they are."""
+
+    def own(leaf: Tensor) -> Tensor:
+        leaf = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+    return map(own, tree)
 
 
 def cast_like(tree: Tree, model: Tree) -> Tree:
-    """Leaves in the types that those of `model` have."""
-    return map(lambda leaf, other: leaf.to(other.dtype), tree, model)
+    """The inverse of `cast`: leaves in the types that those of `model` have."""
+
+    def own(leaf: Tensor, other: Tensor) -> Tensor:
+        if other.is_complex() and not leaf.is_complex():
+            leaf = torch.view_as_complex(leaf.contiguous())
+        return leaf.to(other.dtype)
+
+    return map(own, tree, model)
 
 
 def wide(leaf: Tensor) -> Tensor:

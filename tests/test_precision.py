@@ -314,3 +314,61 @@ def test_sums_are_those_of_float64(dtype, axes):
 def test_a_complex_weight_that_is_not_finite_is_found():
     assert trees.total({"a": torch.tensor([1.0 + 2.0j])}).item() == 3.0
     assert trees.total({"a": torch.tensor([complex(0.0, math.nan)])}).isnan().item()
+
+
+def complex_task(dtype: torch.dtype = torch.complex128) -> Task:
+    """Regression by a module with a complex weight."""
+    inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    targets = inputs.sum(1).sin()
+
+    def init(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "w": torch.randn(3, 4, generator=generator, dtype=torch.complex128).to(dtype),
+            "v": torch.randn(4, generator=generator, dtype=torch.float64),
+        }, {}
+
+    def loss(params, buffers, batch):
+        return F.mse_loss((inputs.to(dtype) @ params["w"]).abs().double() @ params["v"], targets), (buffers, {})
+
+    return replace(mixed(MIXED["one float64 layer"]), init=init, loss=loss)
+
+
+def in_pairs() -> Task:
+    """The same with a real weight of both parts."""
+    task = complex_task()
+
+    def init(seed):
+        params, buffers = task.init(seed)
+        return {**params, "w": torch.view_as_real(params["w"])}, buffers
+
+    def loss(params, buffers, batch):
+        return task.loss({**params, "w": torch.view_as_complex(params["w"])}, buffers, batch)
+
+    return replace(task, init=init, loss=loss)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_complex_weights_are_trained_as_by_torch_optim(name):
+    case, task = CASES[name], complex_task()
+    parts = assemble(task, rule=case.rule, space=space_of(case), engine=hypergrad.no_gradient())
+    (member,) = after(parts, Plan(1))
+    params = trees.variables(task.init(0)[0])
+    optimizer = case.twin(params.values(), lr=RATE, foreach=False, **case.options)
+    for _ in range(10):
+        optimizer.zero_grad()
+        task.loss(params, {}, Batch(None, torch.tensor(0), "train"))[0].backward()
+        optimizer.step()
+    torch.testing.assert_close(member.z.params, trees.detach(params), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hypergradients_of_complex_weights_are_those_of_their_parts(engine):
+    space = tuned_at(("global", "tensor"))
+    found, expected = (first_hypergradient(t, ENGINES[engine], space, "loop") for t in (complex_task(), in_pairs()))
+    assert_close(found, expected, 1e-9)
+
+
+def test_values_by_element_of_complex_weights_are_refused():
+    with pytest.raises(ValueError, match="lr is tuned by element, but the parameter w is complex; tune it by tensor"):
+        tuned_at(("element",)).init(complex_task().init(0)[0])
