@@ -58,6 +58,7 @@ def _untraceable(view: FunctionalModule, start: Start, arguments: tuple[Any, ...
     if view.training.obstacle is not None:
         return f"it cannot be copied ({view.training.obstacle})"
     params, buffers = start
+    params = {name: 1.25 * value + 0.01 for name, value in params.items()}  # not those of any instance
     seed, results = torch.tensor(STEP_SEED, device=view.device), []
     try:
         for function in (view.training, view.training.traced):

@@ -78,10 +78,12 @@ class Instance:
                 if slot.name in given:
                     slot.store[slot.key] = given[slot.name]
             self.leaves = [tensor for tensor in given.values() if tensor.requires_grad and tensor.is_leaf]
-        for name, hooks in self.hooks.items() if derivatives.applies_hooks() else ():
-            target = self._object(name) if self.objects else given.get(name)
-            if target is not None and target.requires_grad:
-                self.handles += [target.register_hook(_first_time(hook)) for hook in hooks]
+            for name in self.hooks:
+                self._hook(name, given.get(name))
+
+    def _hook(self, name: str, tensor: Tensor | None) -> None:
+        if tensor is not None and tensor.requires_grad and derivatives.applies_hooks():
+            self.handles += [tensor.register_hook(_first_time(hook)) for hook in self.hooks.get(name, ())]
 
     def _place_in_objects(self, given: Tensors) -> None:
         done = set()
@@ -91,14 +93,12 @@ class Instance:
                 continue
             done.add(id(own))
             alias = given[slot.name].view_as(given[slot.name])
+            self._hook(slot.name, alias)  # before it is that object's, which has hooks already
             _swap(own, alias)
             self.swapped.append((own, alias))
             if own.grad_fn is not None:
                 own.grad_fn.metadata["token"] = token = _Token()
                 self.tokens.append(weakref.ref(token))
-
-    def _object(self, name: str) -> Tensor:
-        return next(own for slot, own in zip(self.slots, self.own, strict=True) if slot.name == name)
 
     def assigned(self) -> Tensors:
         """What the module has put in the place of tensors that were given."""

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from hyperopt_id import population, trees
 from hyperopt_id.build.vectorized import check_vectorized, obstacle
+from hyperopt_id.compilation_graph import Untraceable, read, trace
 from hyperopt_id.derivatives import gradient
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.substitutes import substituted
-from hyperopt_id.tasks.task import Batch, Task, supervised
+from hyperopt_id.tasks.task import Batch, Task, Tensors, supervised
 
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -26,6 +27,22 @@ pytestmark = [
 ]
 SPLITS = {"train": (0, 20), "validation": (20, 25), "test": (25, 30)}
 STEPS, RATE = 3, 0.1
+EAGER_ONLY = {
+    "tied in a list",
+    "closure",
+    "closure of a tensor",
+    "in a dataclass",
+    "buffer in a list",
+    "layers in a plain list",
+    "frozen rows",
+    "permuted",
+    "scripted",
+    "data parallel",
+    "old weight norm",
+    "old spectral norm",
+    "pruned",
+}
+UNTRACEABLE = {"attention"}  # torch's fused kernel
 LOOP_ONLY = {
     "checkpointed",
     "checkpointed dropout",
@@ -147,6 +164,37 @@ def test_runs_at_once_train_as_the_modules_themselves_or_are_refused(name: str):
         with pytest.raises(ValueError, match=r'lift="vmap" cannot .*take lift="loop"') as caught:
             check_vectorized(task, batch_at(0), 0)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_the_program_of_a_step_is_the_step_of_the_module_or_there_is_none(name: str):
+    """What is compiled is the graph of a step, recorded at one point; here torch executes it, at another one."""
+    factory = FAITHFUL[name]
+    data = data_for(factory)
+    task = supervised(data, factory, "mse", 6)
+    assert ("compile" in task.limits) == (name in EAGER_ONLY), task.limits
+    if name in EAGER_ONLY:
+        assert "\n" not in task.limits["compile"]
+        return
+
+    def step(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        here = gradient(lambda w: task.loss(w, buffers, batch), trees.variables(params))
+        return here.value, here.loss, here.auxiliary[0]
+
+    if name in UNTRACEABLE:
+        with pytest.raises(Untraceable):
+            trace(step, [*task.init(0), batch_at(0)])
+        return
+    graph = trace(step, [*task.init(0), batch_at(0)])
+    program, _ = read(graph.text)
+    arguments = [*task.init(1), batch_at(1)]
+    results = program(*trees.leaves(arguments), *graph.constants)
+    slopes, loss, buffers = trees.like(step(*arguments), results)
+    module = live_module(factory, 1)
+    expected, live_slopes = live_step(module, data, batch_at(1))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-11)
+    assert_alike(slopes, live_slopes)
+    assert_alike(buffers, dict(module.state_dict()))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
