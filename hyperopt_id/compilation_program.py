@@ -58,9 +58,10 @@ class Program(NamedTuple):
     def refusal(self) -> str | None:
         """Why it could not be compiled, if that was tried today; tomorrow there may be another compiler."""
         said = self.path.with_suffix(".txt")
-        if not user_cache.is_own(said) or time.time() - said.stat().st_mtime > SECONDS_OF_A_REFUSAL:
-            return None
-        return said.read_text(errors="replace")[:500]
+        with contextlib.suppress(OSError):
+            if user_cache.is_own(said) and time.time() - said.stat().st_mtime < SECONDS_OF_A_REFUSAL:
+                return said.read_text(errors="replace")[:500]
+        return None
 
 
 def program(graph: Graph, threads: int) -> Program:
@@ -70,7 +71,10 @@ def program(graph: Graph, threads: int) -> Program:
     except RuntimeError as error:
         folder = _temporary(str(error))
     key = user_cache.digest(graph.text, *_surroundings(), json.dumps(_settings(threads), sort_keys=True))
-    return Program(graph, folder / f"{key}.so")
+    path = folder / f"{key}.so"
+    if not os.access(folder, os.W_OK) and not user_cache.is_usable(path):
+        path = _temporary(f"{folder} cannot be written") / path.name
+    return Program(graph, path)
 
 
 @cache
@@ -116,17 +120,23 @@ def compile_now(programs: Sequence[Program], threads: int) -> dict[Path, str]:
     """Have the programs there that can be compiled, each by a process of its own; what another process compiles is
     waited for. Returns why others are not there, by path."""
     running: dict[Path, subprocess.Popen[str]] = {}
+    try:
+        return _compiled(programs, threads, running)
+    except OSError as error:  # a full disk, no more processes
+        return {program.path: f"{error.strerror or error}" for program in programs if not program.is_there()}
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _compiled(programs: Sequence[Program], threads: int, running: dict[Path, subprocess.Popen[str]]) -> dict[Path, str]:
     for wanted in {program.path: program for program in programs}.values():
         with user_cache.locked(wanted.path.with_suffix(".lock")) as lock:
             if not wanted.is_there() and wanted.refusal() is None:
                 running[wanted.path] = _start([wanted], threads, [lock], nice=0)
-    try:
-        said = {path: process.communicate()[1].strip().splitlines() for path, process in running.items()}
-    except BaseException:
-        for process in running.values():
-            process.kill()
-            process.communicate()
-        raise
+    said = {path: process.communicate()[1].strip().splitlines() for path, process in running.items()}
     ended = {path: f"the compiler ended with status {process.returncode}" for path, process in running.items()}
     missing = (program for program in programs if not program.is_there())
     return {p.path: p.refusal() or (said.get(p.path) or [ended.get(p.path, "it is missing")])[-1] for p in missing}
@@ -134,16 +144,15 @@ def compile_now(programs: Sequence[Program], threads: int) -> dict[Path, str]:
 
 def compile_later(programs: Sequence[Program], threads: int) -> bool:
     """Begin to compile the programs in the background, for later starts: in one process of low priority, which goes on
-    when this one ends. False where another one does so already."""
-    with contextlib.ExitStack() as opened:
+    when this one ends. False if another one does so already, the system allows none, or they could not be kept."""
+    if programs[0].path.parent in [Path(made.name) for made in _folders]:
+        return False
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         locks = []
         names = [program.path.with_suffix(".lock") for program in programs if program.refusal() is None]
         for path in dict.fromkeys([programs[0].path.with_name("background.lock"), *names]):
             file = opened.enter_context(open(path, "w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locks.append(file.fileno())
         if len(names) == len(programs):
             _background.append(_start(programs, threads, locks, nice=NICE))

@@ -112,7 +112,10 @@ def is_own(path: Path) -> bool:
 
 def is_usable(path: Path) -> bool:
     """Whether a file of a private folder may be loaded; it counts as used from now on."""
-    if not (is_own(path) and is_whole(path)):
+    try:
+        if not (is_own(path) and is_whole(path)):
+            return False
+    except OSError:
         return False
     with contextlib.suppress(OSError):  # a folder that is only read
         os.utime(path)

@@ -24,6 +24,7 @@ from hyperopt_id import (
     Space,
     assemble,
     compilation,
+    compilation_cuda,
     compilation_graph,
     compilation_program,
     hypergrad,
@@ -203,6 +204,22 @@ def test_a_program_serves_the_signature_that_it_was_made_for_alone(monkeypatch, 
         assert_close(piece(*arguments), function(*arguments), 0.0)
         assert len(made) == min(expected_programs, len(calls))
     assert_close(piece({"a": x, "b": x + 1}, 2.0), function({"a": x, "b": x + 1}, 2.0), 0.0)  # two tensors, not one
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("first line\nsecond line"), NotImplementedError()])
+def test_what_cannot_be_compiled_for_a_gpu_runs_eagerly(failure, monkeypatch, caplog):
+    def broken(function, **options):
+        def call(*arguments):
+            raise failure
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    call = compilation_cuda.compiled(lambda x: x + 1)
+    assert [call(n) for n in range(3)] == [1, 2, 3]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("not compiled, running eagerly: ")
+    assert "\n" not in record.getMessage()
 
 
 def digits(*overrides, method="Ours_LR"):

@@ -100,14 +100,6 @@ def test_a_damaged_or_foreign_program_is_not_loaded(wanted, damage, tmp_path, mo
     assert "\n" not in str(raised.value)
 
 
-def test_a_damaged_program_is_compiled_anew(wanted):
-    content = wanted.path.read_bytes()
-    wanted.path.unlink()  # a loaded library must not be written over
-    wanted.path.write_bytes(content[:1000])
-    assert compile_now([wanted], 1) == {}
-    assert wanted.is_there()
-
-
 def test_what_cannot_be_compiled_is_tried_once_and_says_why(monkeypatch):
     broken = program(
         Graph('{"inputs": [], "nodes": [["aten.nowhere.default", [], {}]], "outputs": []}', [], {}, 0.0), 1
@@ -119,14 +111,28 @@ def test_what_cannot_be_compiled_is_tried_once_and_says_why(monkeypatch):
     assert not compile_later([broken], 1)
 
 
-def test_in_the_background_it_is_compiled_once(wanted, monkeypatch):
-    """While one process compiles, a start finds it being compiled, and another one does not compile beside it."""
-    other = program(wanted.graph._replace(text=wanted.graph.text + "\n"), 1)
-    assert compile_later([other], 1)
-    assert other.is_being_made()
+def test_a_system_that_gives_no_process_is_a_reason(wanted, monkeypatch):
+    def none(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    other = wanted._replace(path=wanted.path.with_name("other.so"))
+    monkeypatch.setattr(compilation_program, "_start", none)
+    assert compile_now([wanted, other], 1) == {other.path: "No space left on device"}
     assert not compile_later([other], 1)
-    assert compile_now([other], 1) == {}  # waits for the one that is being made
-    assert other.is_there()
+
+
+def test_a_damaged_program_is_compiled_anew_and_once_in_the_background(wanted):
+    """While one process compiles, a start finds it being compiled, and another one does not compile beside it."""
+    content = wanted.path.read_bytes()
+    wanted.path.unlink()  # a loaded library must not be written over
+    wanted.path.write_bytes(content[:1000])
+    assert not wanted.is_there()
+    assert compile_later([wanted], 1)
+    assert wanted.is_being_made()
+    assert not compile_later([wanted], 1)
+    assert compile_now([wanted], 1) == {}  # waits for the one that is being made
+    assert wanted.is_there()
+    assert compilation_program._background.pop().wait() == 0
 
 
 def test_without_a_place_programs_serve_their_own_process(tmp_path, monkeypatch, caplog):
@@ -135,4 +141,5 @@ def test_without_a_place_programs_serve_their_own_process(tmp_path, monkeypatch,
     found = program(trace(function, ARGUMENTS), 1)
     assert found.path.parent.is_dir()
     assert os.access(found.path.parent, os.W_OK)
+    assert not compile_later([found], 1)
     assert "not kept for the next start" in caplog.text
