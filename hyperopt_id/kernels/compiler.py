@@ -15,10 +15,12 @@ import platform
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
+from glob import escape
 from pathlib import Path
 
 from hyperopt_id import user_cache
@@ -113,7 +115,9 @@ def load(source: Path, compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
 def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) -> None:
     """Compile a source into a library file, which is there only when complete."""
     logger.info("compiling %s with %s, once", source.name, compiler)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    mine = f"build-{socket.gethostname()}-"
+    _remove_abandoned(path.parent, mine)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{mine}{os.getpid()}-") as folder:
         partial = Path(folder) / path.name
         done = run(compiler, *flags, str(source), "-o", str(partial))
         if done.returncode:
@@ -122,6 +126,14 @@ def compile_to(path: Path, source: Path, compiler: str, flags: Sequence[str]) ->
             raise NoCompiler(f"{compiler} cannot compile {source.name}: {first}")
         user_cache.seal(partial)
         partial.replace(path)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine were compiling when they were killed."""
+    for left in folder.glob(f"{escape(prefix)}*"):
+        number = left.name.removeprefix(prefix).partition("-")[0]
+        if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def cache_folder() -> Path:

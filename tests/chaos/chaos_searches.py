@@ -38,7 +38,7 @@ from hyperopt_id.kernels import compiler
 COUNT = 96
 PATIENCE = 240.0  # seconds after which a command hangs
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-LEFT = ("search.lock", "Ours_LR.lock", ".*.tmp", "ray", "saved", "incumbent")
+LEFT = ("search.lock", "Ours_LR.lock", ".*.tmp", "ray", "saved", "incumbent", "build-*")
 
 
 class Kind(NamedTuple):
