@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baselines.signals import as_ctrl_c
 from hyperopt_id import config as configs
 from hyperopt_id.config_schema import Config
 from hyperopt_id.launch import changes, new_directory
@@ -102,15 +101,5 @@ def is_free(directory: Path) -> bool:
 
 
 def main(run: Callable[[Sequence[str] | None], object], arguments: Sequence[str] | None = None) -> int:
-    """Exit status of `run(arguments)`. Mistakes of the user, and files that cannot be written, end in one line and
-    status 2."""
-
-    def told() -> None:
-        try:
-            run(arguments)
-        except OSError as error:
-            where = "" if error.filename is None else f"{error.filename2 or error.filename}: "
-            raise ValueError(f"{where}{error.strerror or error}; the same command with --resume goes on") from error
-
-    with as_ctrl_c():
-        return ended(told, "stopped; the same command with --resume goes on")
+    """Exit status of `run(arguments)`. Mistakes of the user end in one line and status 2."""
+    return ended(lambda: run(arguments), "stopped; the same command with --resume goes on")

@@ -1,7 +1,7 @@
-"""What ends a command of many trainings: SIGTERM and SIGHUP do what Ctrl-C does.
+"""SIGTERM and SIGHUP do what Ctrl-C does, while something else answers that one.
 
-Cluster managers and closed terminals send them. Ctrl-C is what Ray, process pools and the commands answer in an orderly
-way; without this, the command would be gone, and what it has started and made for itself would stay.
+Ray Tune answers Ctrl-C by noting how far it is, and a command that is being waited for by ending. Cluster managers and
+closed terminals send the other two, which `hyperopt_id.interruption` answers everywhere else.
 """
 
 import signal

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +33,14 @@ from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.files import check_form, open_regular
 from hyperopt_id.space import Space
 from hyperopt_id.tasks.task import Task
-from hyperopt_id.telemetry import as_json, first_device, measure, read_json
+from hyperopt_id.telemetry import OccupiedError, as_json, first_device, measure, read_json
 from hyperopt_id.telemetry.directory import claim, describe_environment, write_json, write_text
 from hyperopt_id.telemetry.measure import dump as dump_json
 from hyperopt_id.telemetry.measure import plain
 from hyperopt_id.telemetry.trace import read_trace
 
 Tree = dict[str, Any]
+SECONDS_OF_A_WORKER = 30.0  # that it may take a worker to find out that nobody asks for its work any more
 TREE = {"config": dict, "reports": [str], "trace": dict}  # form of what is saved
 
 
@@ -75,7 +76,7 @@ class Reports:
 
     def __init__(self, directory: Path, lines: list[str]) -> None:
         self.directory, self.lines = directory, list(lines)
-        self._file = claim(directory, resuming=True)
+        self._file = _claimed(directory)
         self._file.truncate(0)
         self._file.write("".join(lines).encode())
         self._file.flush()
@@ -94,6 +95,18 @@ class Reports:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _claimed(directory: Path) -> IO[bytes]:
+    """The open reports, once the worker of a search that was killed, which may live on for a moment, is gone."""
+    deadline = time.monotonic() + SECONDS_OF_A_WORKER
+    while True:
+        try:
+            return claim(directory, resuming=True)
+        except OccupiedError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.2)
 
 
 @dataclass

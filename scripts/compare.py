@@ -33,7 +33,6 @@ import torch
 from baselines import arguments, asha, bayesopt, cluster, pbt, random_search, tuning_free
 from baselines.cluster import Resources
 from baselines.lock import held
-from baselines.signals import as_ctrl_c
 from hyperopt_id import config as configs
 from hyperopt_id.analysis import comparison, plotting, style
 from hyperopt_id.analysis.cost import gradients_per_update
@@ -225,8 +224,7 @@ def run(given: Sequence[str] | None = None) -> None:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    with as_ctrl_c():
-        return ended(lambda: run(given), "stopped; the same command goes on")
+    return ended(lambda: run(given), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

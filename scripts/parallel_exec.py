@@ -26,7 +26,6 @@ from override_generators import GENERATORS, generate, known
 
 from baselines.cluster import Resources, check_ray
 from baselines.lock import held
-from baselines.signals import as_ctrl_c
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -63,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when every run is finished, 1 when some failed, 2 for a mistake of the user, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     failures: dict[Path, str] = {}
-    with as_ctrl_c():
-        status = ended(lambda: run(options, failures), "interrupted; the same command continues")
+    status = ended(lambda: run(options, failures), "interrupted; the same command continues")
     return status or int(bool(failures))
 
 

@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when everything is finished, 1 when something failed, 2 for a mistake, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     failed: list[str] = []
-    with as_ctrl_c():  # also between two commands
-        status = ended(lambda: run(options, failed), "interrupted; the same command continues")
+    status = ended(lambda: run(options, failed), "interrupted; the same command continues")
     return status or int(bool(failed))
 
 
