@@ -13,6 +13,7 @@ from hyperopt_id.analysis.collect import Study
 from hyperopt_id.analysis.figures import FIGURES
 from hyperopt_id.analysis.names import file_component, inside
 from hyperopt_id.analysis.results import TABLES
+from hyperopt_id.analysis.runs import drawable
 from hyperopt_id.analysis.tables import FORMATS
 from hyperopt_id.telemetry.directory import write_text
 
@@ -73,6 +74,7 @@ def _draw(study: Study, folder: Path, entries: Collection, say: Say) -> list[Pat
     files: list[Path] = []
     if not entries:
         return files
+    study = study._replace(kinds=tuple(map(drawable, study.kinds)))
     with plotting.matplotlib().rc_context(plotting.STYLE):
         for entry in entries:
             drawn = 0

@@ -16,6 +16,7 @@ import numpy as np
 TEST_METRICS = ("perplexity/test", "unnormalized_loss/test", "loss/test")  # a data set is judged by the first it has
 OF_A_RUN = ("algorithm", "seed", "start", "population", "log", "report", "threads", "device", "data_root")
 SAME = {"Ours_HDLR": "Ours_HDLR_Momentum"}  # two names of one algorithm
+HIGHEST = 1e200  # that is drawn
 GIVEN = "given"  # a starting value that was not drawn
 UNREAD = {"task.train_on": "unknown"}  # settings of runs whose config cannot be read
 DATA = "data"  # a setting: the digest of the data
@@ -199,6 +200,13 @@ def take(runs: Runs, members: np.ndarray) -> Runs:
         cost={key: seconds * len(members) / len(runs) for key, seconds in runs.cost.items()},
         weights=None if runs.weights is None else runs.weights[members],
     )
+
+
+def drawable(runs: Runs) -> Runs:
+    """With values that an axis, and what it has to leave free beyond them, can have."""
+    curves = {name: np.clip(curve.astype(np.float64), -HIGHEST, HIGHEST) for name, curve in runs.curves.items()}
+    curves = {name: np.where(curve > 0.0, np.maximum(curve, 1.0 / HIGHEST), curve) for name, curve in curves.items()}
+    return replace(runs, curves=curves)
 
 
 def _at(piece: Runs, curve: np.ndarray, steps: np.ndarray) -> np.ndarray:

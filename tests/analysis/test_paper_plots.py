@@ -98,3 +98,12 @@ def test_a_damaged_run_is_left_out_in_one_line_and_the_others_are_shown(runs: Pa
     assert line.startswith(f"warning: left out: line 1 of {runs / 'Random' / 'metrics.jsonl'} is damaged")
     assert "Ours WD+LR" in said.out
     assert "Random" not in said.out
+
+
+def test_losses_at_the_end_of_what_numbers_can_be_are_drawn(tmp_path: Path):
+    """The axis has to have room beyond them, too."""
+    for number, losses in enumerate(([[1e-300, 1.0]] * 2, [[1e308, 1e-320]] * 2, [[0.0, 1e307], [1e308, -1e308]])):
+        write_run(tmp_path / "runs" / str(number), config("Ours_LR", seed=9 * number), {"loss/test": losses})
+    only = ["final_losses", "loss_medians", "loss_envelopes"]
+    assert main(tmp_path / "runs", "--out", tmp_path / "out", "--only", *only) == 0
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
