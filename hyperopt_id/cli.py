@@ -98,7 +98,7 @@ def _cache(clear: bool) -> None:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         print(f"{entry.kind:8} {entry.size / 1e6:8.1f} MB   used {used}   {entry.path.name}")
     size = sum(entry.size for entry in entries) / 1e6
-    print(f"{'removed ' if clear else ''}{len(entries)} files, {size:.1f} MB, in {folder}")
+    print(f"{'removed ' if clear else ''}{len(entries)} entries, {size:.1f} MB, in {folder}")
 
 
 def _replay(options: argparse.Namespace) -> None:

@@ -162,7 +162,7 @@ def compile_later(programs: Sequence[Program], threads: int) -> bool:
 
 def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], nice: int) -> subprocess.Popen[str]:
     """A process that compiles, and keeps the locks until it ends."""
-    scratch = programs[0].path.parent / "torch"  # what the compiler makes for itself, where nobody else can write
+    scratch = programs[0].path.parent / user_cache.SCRATCH  # where nobody else can write
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
     job = {**_settings(threads), "nice": nice, "programs": [[str(p.path), p.graph.text] for p in programs]}
     environment = {

@@ -22,6 +22,7 @@ from hyperopt_id import files
 
 BYTES_KEPT = 2**29  # of files in a private folder; the ones used last stay
 PROGRAMS = "programs"  # the private folder of compiled programs
+SCRATCH = "torch"  # in there: what torch's compiler keeps for itself, mostly headers, some 300 MB
 _DIGEST = hashlib.sha256().digest_size
 _KERNEL = re.compile(r"[a-z_]+-[0-9a-f]{16}-[0-9a-f]{16}\.so")
 
@@ -143,15 +144,19 @@ def entries(path: Path, kind: str = "program") -> Iterator[Entry]:
 
 
 def contents() -> list[Entry]:
-    """All that the cache holds: kernels, and compiled programs."""
-    return [*entries(folder(), "kernel"), *entries(folder() / PROGRAMS)]
+    """All that the cache holds: kernels, compiled programs, and the folder of what the compiler keeps for itself."""
+    own = folder() / PROGRAMS / SCRATCH
+    sizes = [path.lstat().st_size for path in own.rglob("*") if path.is_file()]
+    scratch = [Entry(own, "compiler", sum(sizes), own.stat().st_mtime)] if sizes else []
+    return [*entries(folder(), "kernel"), *entries(folder() / PROGRAMS), *scratch]
 
 
 def clear() -> list[Entry]:
     """Remove what the cache holds, and nothing else that is in its folder; what was removed."""
     removed = contents()
     for entry in removed:
-        entry.path.unlink(missing_ok=True)
+        if entry.kind != "compiler":
+            entry.path.unlink(missing_ok=True)
     if is_own(folder() / PROGRAMS):  # with locks, and what the compiler keeps for itself
         shutil.rmtree(folder() / PROGRAMS, ignore_errors=True)
     return removed

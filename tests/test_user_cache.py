@@ -96,16 +96,19 @@ def test_a_lock_is_seen_while_it_is_held(folder):
 
 def test_the_command_lists_and_clears_what_is_the_caches(folder, capsys):
     assert cli.main(["cache"]) == 0
-    assert capsys.readouterr().out == f"0 files, 0.0 MB, in {folder}\n"
+    assert capsys.readouterr().out == f"0 entries, 0.0 MB, in {folder}\n"
     program("one", bytes(2_000_000))
     kernel = folder / f"mulo_cpu-{'0' * 16}-{'1' * 16}.so"
     kernel.write_bytes(bytes(1_000_000))
+    headers = folder / "programs" / "torch" / "tmp" / "headers.h.gch"
+    headers.parent.mkdir(parents=True)
+    headers.write_bytes(bytes(4_000_000))
     other = folder / "mine.so"
     other.write_text("not of this program")
     assert cli.main(["cache", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["kernel", "program", "2"]
-    assert lines[-1] == f"2 files, 3.0 MB, in {folder}"
+    assert [line.split()[0] for line in lines] == ["kernel", "program", "compiler", "3"]
+    assert lines[-1] == f"3 entries, 7.0 MB, in {folder}"
     assert cli.main(["cache", "--clear"]) == 0
-    assert capsys.readouterr().out == f"removed 2 files, 3.0 MB, in {folder}\n"
+    assert capsys.readouterr().out == f"removed 3 entries, 7.0 MB, in {folder}\n"
     assert [path.name for path in folder.iterdir()] == ["mine.so"]
