@@ -50,7 +50,7 @@ def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any =
     if keep < 1:
         raise ValueError(f"checkpoints to keep must be at least 1, not {keep}")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    files.make_folder(directory)
     _remove_temporary(directory)
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
     path = directory / f"step_{step:09d}.pt"

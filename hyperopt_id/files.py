@@ -35,6 +35,14 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     synchronize(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, on the disk when this returns."""
+    missing = [place for place in (path, *path.parents) if not place.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        synchronize(place.parent)
+
+
 def synchronize(path: Path) -> None:
     """Have on the disk what was written to a file, by whomever, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -67,6 +67,14 @@ def starts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(values_of_members, value.values()))
 
 
+def numbers_of_optimizer(value: Any) -> bool:
+    """a mapping in which lr, weight_decay and momentum are numbers from -300 to 300"""
+    if not isinstance(value, dict):
+        return False
+    known = [value[name] for name in ("lr", "weight_decay", "momentum") if name in value]
+    return all(number(x) and abs(x) <= 300.0 for x in known)
+
+
 def mappings_by_name(value: Any) -> bool:
     """a mapping from names to mappings"""
     return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
@@ -101,6 +109,26 @@ CONFIG: Mapping[str, Any] = {  # config.json; a run from Python has none of it
     },
     "hypergradient?": {"engine?": (str, NONE), "terms?": count_or_null, "window?": count_or_null},
     "meta?": {"rule?": (str, NONE)},
+}
+PUBLISHED: Mapping[str, Any] = {  # config.json of the published code
+    "algorithm?": str,
+    "config_dicts": {
+        "dataset": {"class": str},
+        "model?": dict,
+        "network_weight?": numbers_of_optimizer,
+        "hyperparameter_wrapper?": {"class?": str, "hyperparameter_rollback_distance?": count_or_null},
+    },
+    "network_weight_steps": count,
+    "hyperparameter_steps": count,
+    "batch_size?": count_or_null,
+    "total_step_limit?": count_or_null,
+    "validation_proportion?": number_or_null,
+    "reset_loop_before_hyperparameter_step?": number,
+}
+OWN_EVENTS: Mapping[str, Any] = {  # config.json of this package, of a run whose reports are lost
+    "task": dict,
+    "algorithm": str,
+    "inner": {"steps_per_update": positive_count},
 }
 SUMMARY: Mapping[str, Any] = {"diverged": [bool], "seconds": numbers_by_name}
 REPORT: Mapping[str, Any] = {"step": positive_count, "time?": seconds}

@@ -8,6 +8,7 @@ starts are drawn from are in no config, so runs of one kind are those of one gro
 A population of this package has its events in `member_00`, `member_01`, ... below the config.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from hyperopt_id.analysis.load import dataset_of
+from hyperopt_id import files
+from hyperopt_id.analysis import forms
+from hyperopt_id.analysis.load import REPAIR, dataset_of, seeds_of, with_digests
 from hyperopt_id.analysis.load_cache import cached
 from hyperopt_id.analysis.load_event_curves import event_curves
 from hyperopt_id.analysis.load_events import event_files
+from hyperopt_id.analysis.names import printable
 from hyperopt_id.analysis.runs import (
     GROUP,
     ON_A_BATCH,
@@ -31,7 +35,6 @@ from hyperopt_id.analysis.runs import (
     concatenate,
     settings_of,
 )
-from hyperopt_id.telemetry import read_json
 
 DATASETS = {"FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10", "PennTreebank": "penn_treebank"}
 ENGINES = {"Neumann": "neumann", "Exact": "unroll", "Baydin": "one_step"}  # by the beginning of the wrapper's class
@@ -52,18 +55,16 @@ T_AND_K = re.compile(r"Update\d+_Rollback\d+")  # a folder of the sensitivity st
 NATURAL: dict[str, Callable[[float], float]] = {
     "lr": lambda raw: 10.0**raw,
     "weight_decay": lambda raw: 10.0**raw,
-    "momentum": lambda raw: 1.0 / (1.0 + float(np.exp(-raw))),
+    "momentum": lambda raw: 1.0 / (1.0 + math.exp(-raw)),
 }
 
 
 def load_event_run(directory: Path, cache: Path | None = None) -> Runs | None:
     """The run of a directory, or its members; None if they did not come to their end. What is read from the events is
     kept below `cache`, where there is one. A ValueError where the config is not of a run, or the events are damaged."""
-    config = read_json(directory / "config.json")
-    if not isinstance(config, dict) or not ("task" in config or "dataset" in config.get("config_dicts", {})):
-        raise ValueError(f"{directory} holds TensorBoard events, but its config.json does not name a data set")
-    published = "config_dicts" in config
-    again = read_json(directory / "config_checkpoint.json") if published else None
+    config, published = _config(directory)
+    path = directory / "config_checkpoint.json"
+    again = forms.read_json(path, forms.PUBLISHED, REPAIR) if published and path.exists() else None
     folders = members(directory) or [directory]
     pieces = []
     try:
@@ -72,7 +73,7 @@ def load_event_run(directory: Path, cache: Path | None = None) -> Runs | None:
             arrays = cached(cache, event_files(folder), lambda files: event_curves(files, again is not None))
             if not len(arrays["steps"]) or arrays["steps"][-1] < length - 1:
                 return None
-            about = _of_published(config, directory) if published else _of_this_package(config, folder)
+            about = _of_published(config, directory) if published else _of_this_package(config, directory, folder)
             pieces.append(_piece(arrays, len(folders), about))
     except KeyError as error:
         raise ValueError(f"{directory} holds TensorBoard events, but its config.json has no {error}") from None
@@ -88,10 +89,22 @@ def members(directory: Path) -> list[Path]:
 def is_of_a_search(directory: Path) -> bool:
     """Whether a search by the published code chose where a run starts: the log of its Bayesian optimization lies beside
     the runs of a repetition, and its configs say what Ray Tune started."""
-    config = read_json(directory / "config.json")
-    if not isinstance(config, dict) or "config_dicts" not in config:
+    config, published = _config(directory)
+    if not published:
         return False
     return bool(config.get("_ray_tune_config")) or (directory.resolve().parent / "log.json").is_file()
+
+
+def _config(directory: Path) -> tuple[dict[str, Any], bool]:
+    """`config.json`, and whether the published code has written it. Raises ValueError if neither has."""
+    path = directory / "config.json"
+    config = forms.read_json(path, dict, REPAIR)
+    if not ("task" in config or isinstance(config.get("config_dicts"), dict)):
+        raise ValueError(f"{directory} holds TensorBoard events, but its config.json does not name a data set")
+    published = "config_dicts" in config
+    for form in (forms.PUBLISHED,) if published else (forms.CONFIG, forms.OWN_EVENTS):
+        files.check_form(config, form, f"{path}")
+    return config, published
 
 
 def _piece(arrays: dict[str, np.ndarray], runs: int, about: Mapping[str, Any]) -> Runs:
@@ -120,15 +133,15 @@ def _of_published(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     }
 
 
-def _of_this_package(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _of_this_package(config: Mapping[str, Any], directory: Path, folder: Path) -> dict[str, Any]:
     named = MEMBER.fullmatch(folder.name)
     member = int(named[1]) if named else 0
     starts = {name: np.array(values, dtype=np.float64).ravel() for name, values in config.get("start", {}).items()}
     return {
         "dataset": dataset_of(config),
-        "algorithm": SAME.get(config["algorithm"], config["algorithm"]),
-        "settings": {**settings_of(config), "source": "TensorBoard events"},
-        "seeds": np.array([config.get("seed", 0) + member]),
+        "algorithm": SAME.get(config["algorithm"], printable(config["algorithm"])),
+        "settings": with_digests({**settings_of(config), "source": "TensorBoard events"}, directory),
+        "seeds": seeds_of(config.get("seed", 0) + member, 1),
         "starts": {name: values[member : member + 1] for name, values in starts.items()},
     }
 
@@ -137,19 +150,19 @@ def _length(config: Mapping[str, Any]) -> int:
     """Training steps of the whole run."""
     if "config_dicts" not in config:
         settings = settings_of(config)
-        return settings["inner.updates"] * settings["inner.steps_per_update"]
+        return (settings["inner.updates"] or 0) * settings["inner.steps_per_update"]
     steps = config["network_weight_steps"] * config["hyperparameter_steps"]
     return min(steps, config.get("total_step_limit") or steps)
 
 
 def _dataset(name: str, config: Mapping[str, Any]) -> str:
-    known = DATASETS.get(name, name.lower())
+    known = DATASETS.get(name, printable(name).lower())
     return f"{known}_bn" if config["config_dicts"].get("model", {}).get("batch_norm") else known
 
 
 def _algorithm(config: Mapping[str, Any]) -> str:
     """The published long-horizon variants have one name."""
-    name = config.get("algorithm", "unknown")
+    name = printable(config.get("algorithm", "unknown"))
     if name != "LongDiffThroughOpt":
         return name
     if not config.get("reset_model_after_hyperparameter_update"):

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.util.tensor_util import make_ndarray
 
+from hyperopt_id import files
 from hyperopt_id.analysis.load_checksums import masked_checksums
 
 SHARES = {"/p10": 0.1, "": 0.5, "/p90": 0.9}  # what is kept of a histogram, by the suffix of its tag
 SKIPPED = "Last_"  # repetitions of other tags
+LARGEST = 8 * 2**30  # bytes of a file
 _LENGTH = struct.Struct("<Q")
 Points = dict[str, tuple[list[int], list[float], list[float]]]  # {tag: (steps, wall times, values)}
 
@@ -39,7 +42,7 @@ class Series(NamedTuple):
 
 
 def event_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("events.out.tfevents.*"))
+    return sorted(path for path in directory.glob("events.out.tfevents.*") if path.is_file())
 
 
 def read_events(files: Sequence[Path]) -> dict[str, Series]:
@@ -71,7 +74,7 @@ def read_events(files: Sequence[Path]) -> dict[str, Series]:
 
 
 def _events(file: Path) -> Iterator[Event]:
-    data = file.read_bytes()
+    data = files.read(file, LARGEST)
     starts, position = [], 0
     while position + 12 <= len(data):
         starts.append(position)
@@ -82,8 +85,11 @@ def _events(file: Path) -> Iterator[Event]:
     if wrong.any():
         number = int(wrong.argmax()) + 1
         raise ValueError(f"record {number} of {file} is damaged (wrong checksum); remove the file to go on")
-    for start, end in zip(starts, ends):
-        yield Event.FromString(data[start + 12 : end - 4])
+    for number, (start, end) in enumerate(zip(starts, ends), start=1):
+        try:
+            yield Event.FromString(data[start + 12 : end - 4])
+        except DecodeError as error:
+            raise ValueError(f"record {number} of {file} is no event; remove the file to go on") from error
 
 
 def _damaged(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -102,7 +108,10 @@ def _numbers(value: Summary.Value) -> Iterator[tuple[str, float]]:
     """What a summary that is not a plain scalar holds."""
     kind = value.WhichOneof("value")
     if kind == "tensor" and value.metadata.plugin_data.plugin_name != "hparams":
-        array = make_ndarray(value.tensor)
+        try:
+            array = make_ndarray(value.tensor)
+        except (TypeError, ValueError):  # of a type or shape that is none: no number
+            return
         if array.size == 1 and np.issubdtype(array.dtype, np.number):
             yield value.tag, float(array.item())
     elif kind == "histo":
@@ -112,7 +121,7 @@ def _numbers(value: Summary.Value) -> Iterator[tuple[str, float]]:
 def _quantiles(histogram: HistogramProto) -> list[float]:
     """At `SHARES`, on a straight line within a bucket, whose ends are no wider than the smallest and largest value."""
     limits, counts = np.array(histogram.bucket_limit), np.array(histogram.bucket)
-    if not counts.sum() > 0.0:
+    if not counts.sum() > 0.0 or len(limits) != len(counts) or (counts < 0.0).any():
         return [float("nan")] * len(SHARES)
     reached = np.concatenate([[0.0], counts.cumsum() / counts.sum()])
     ends = np.concatenate([[histogram.min], np.minimum(limits, histogram.max)])

@@ -48,7 +48,7 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
     and, unless ``resuming``, when it already holds a run.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_folder(directory)
         metrics = open(directory / "metrics.jsonl", "a+b", opener=_open_at_once)  # noqa: SIM115 - lives as long as the run
     except OSError as error:
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyperopt_id.files import open_regular, synchronize
+from hyperopt_id.files import make_folder, open_regular, synchronize
 
 Shape = tuple[int, ...]
 
@@ -79,7 +79,7 @@ def open_rows(path: Path, shape: Shape, dtype: np.dtype, *, again: bool, keep_op
 
 def _create(path: Path, shape: Shape, dtype: np.dtype) -> _Header:
     """A file of zeros, with its space on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         path.unlink()
     with open(path, "wb") as file:

@@ -191,11 +191,19 @@ def test_a_population_of_which_a_member_is_unfinished_is_none(tmp_path: Path):
     assert load_event_run(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config_dicts": {}}'])
-def test_events_beside_a_config_of_something_else(tmp_path: Path, text: str):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"config\.json: is no JSON"),
+        ("[]", r"config\.json: needs a mapping, found a list"),
+        ("{}", r"holds TensorBoard events, but its config\.json does not name a data set"),
+        ('{"config_dicts": {}}', r"config\.json: config_dicts: dataset is missing"),
+    ],
+)
+def test_events_beside_a_config_of_something_else(tmp_path: Path, text: str, message: str):
     EventLog(tmp_path).close()
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"holds TensorBoard events, but its config\.json does not name a data set"):
+    with pytest.raises(ValueError, match=message):
         load_event_run(tmp_path)
 
 
@@ -204,7 +212,7 @@ def test_a_key_that_a_config_lacks_is_named(tmp_path: Path):
     del about["hyperparameter_steps"]
     EventLog(tmp_path).close()
     (tmp_path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"its config\.json has no 'hyperparameter_steps'"):
+    with pytest.raises(ValueError, match=r"config\.json: hyperparameter_steps is missing"):
         load_event_run(tmp_path)
 
 

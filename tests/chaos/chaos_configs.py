@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 import yaml
-from outcome import Outcome
+from outcomes import Outcome
 from sandbox import TRAP, WrongNumbersError, judge
 
 from hyperopt_id import cli, options

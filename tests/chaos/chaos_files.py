@@ -25,7 +25,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from mulo_cases import random_theta
-from outcome import Outcome
+from outcomes import Outcome
 from sandbox import TRAP, WrongNumbersError, judge
 
 from hyperopt_id import files, mulo

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT 
 
 import parallel_exec
 import torch
-from outcome import Fault, Outcome
+from outcomes import Fault, Outcome
 from short_runs import TINY, config, into, reports, summary
 from short_searches import lines, timeless
 

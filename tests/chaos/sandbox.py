@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from outcome import Fault, Outcome
+from outcomes import Fault, Outcome
 
 MEMORY = 3 * 2**30  # bytes of address space beyond those of this process
 LONGEST = 600  # characters of a message

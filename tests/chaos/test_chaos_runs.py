@@ -1,0 +1,52 @@
+"""The short form of kills and power losses of `train`, and that the harness sees what it is there for."""
+
+import os
+import random
+
+import chaos_kills
+import chaos_power
+import pytest
+from disk import Disk
+
+from hyperopt_id import files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def wholes(folder):
+    return chaos_kills.Wholes(folder)
+
+
+@pytest.mark.parametrize("number", [20, 41])
+def test_a_killed_run_goes_on_to_the_same_numbers(number, folder, wholes):
+    outcome = chaos_kills.trial(number, 1, folder, wholes)
+    assert outcome.fault is None, outcome
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_run_goes_on_to_the_same_numbers_after_a_power_loss(number, folder, wholes):
+    outcome = chaos_power.trial(number, 1, folder, wholes)
+    assert outcome.fault is None, outcome
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_power_loss_takes_what_was_not_synchronized(seed, tmp_path):
+    """And leaves what was, under the name that was."""
+
+    process = os.fork()
+    if process == 0:
+        disk = Disk(tmp_path)
+        disk.install()
+        files.replace(tmp_path / "kept", lambda file: file.write(b"kept"))
+        (tmp_path / "lost").write_bytes(b"lost")
+        disk.lose(random.Random(seed))
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    assert (tmp_path / "kept").read_bytes() == b"kept"
+    found = (tmp_path / "lost").read_bytes() if (tmp_path / "lost").exists() else None
+    assert found in (None, b"", b"l", b"lo", b"los", b"lost", bytes(4))
+    assert seed or found != b"lost"
