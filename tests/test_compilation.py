@@ -23,6 +23,7 @@ from hyperopt_id import (
     Plan,
     Space,
     assemble,
+    checkpoint,
     compilation,
     compilation_cuda,
     compilation_graph,
@@ -40,6 +41,7 @@ from hyperopt_id.config import load
 from hyperopt_id.experiment import hyper_update
 from hyperopt_id.tasks.digits import digits as digits_data
 from hyperopt_id.tasks.models import mlp
+from hyperopt_id.telemetry import Telemetry
 from scripts import stress_compiled
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -78,6 +80,23 @@ def test_compiled_equals_eager(engine, lift, seeds, steps, caplog):
         assert_close(compiled[group], eager[group], 1e-12)
     assert compiled["seconds"]["compile"] > 0.0
     assert eager["seconds"]["compile"] == 0.0
+
+
+@needs_compiler
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path, caplog):
+    def train(directory, updates, resume=None):
+        parts = parts_of(hypergrad.neumann(2), compiled=True, lift="vmap", seeds=(0, 1))
+        plan = Plan(updates=updates, steps_per_update=1, checkpoint_every=2)
+        with Telemetry(directory, {}, runs=2, resume_at=2 if resume else None, progress="none") as telemetry:
+            return run(parts, plan, telemetry, resume=resume)
+
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 2)
+    saved, _ = checkpoint.load(tmp_path / "parts" / "checkpoints", lambda message: None)
+    resumed = train(tmp_path / "parts", 4, saved)
+    assert "running eagerly" not in caplog.text
+    for group in ("final", "hyper", "best_validation"):
+        assert_close(resumed[group], whole[group], 0.0)
 
 
 @needs_compiler
