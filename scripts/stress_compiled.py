@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--updates", type=int, default=5, help="hyper-updates of each start")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the busy loops end with this process
     with tempfile.TemporaryDirectory() as folder:
         result = stress(Path(folder), Path(folder) / "cache", options.starts, options.runs, options.updates)
     first, *later = result["seconds"] or [0.0]
