@@ -23,7 +23,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -54,12 +54,34 @@ def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any =
     _remove_temporary(directory)
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
     path = directory / f"step_{step:09d}.pt"
-    files.replace(path, lambda file: torch.save(record, file))
+    files.replace(path, lambda file: _write(record, file))
     _name_latest(directory, path.name)
     up_to_now = [known for known in _newest_first(directory) if _step(known) <= step]
-    for stale in set(_newest_first(directory)) - set(up_to_now[:keep]):
-        stale.unlink()
+    _remove(directory, set(_newest_first(directory)) - set(up_to_now[:keep]))
     return path
+
+
+def _write(record: dict[str, Any], file: IO[bytes]) -> None:
+    """Let torch write; where the disk refuses, it raises a RuntimeError of many lines instead of what the disk said."""
+    refusals: list[OSError] = []
+
+    class Watched:
+        def write(self, content: Any) -> int:
+            try:
+                return file.write(content)
+            except OSError as error:
+                refusals.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    try:
+        torch.save(record, Watched())  # pyright: ignore[reportArgumentType]
+    except RuntimeError:
+        if refusals:
+            raise refusals[0] from None
+        raise
 
 
 def tidy(directory: str | Path, step: int, keep: int) -> None:
@@ -68,8 +90,7 @@ def tidy(directory: str | Path, step: int, keep: int) -> None:
     for they may be wanted."""
     directory = Path(directory)
     _remove_temporary(directory)
-    for stale in [known for known in _newest_first(directory) if _step(known) <= step][keep:]:
-        stale.unlink()
+    _remove(directory, [known for known in _newest_first(directory) if _step(known) <= step][keep:])
     name, latest = f"step_{step:09d}.pt", directory / "latest"
     try:
         named = files.read(latest, len(name) + 1).decode("ascii", "replace").strip()
@@ -77,6 +98,13 @@ def tidy(directory: str | Path, step: int, keep: int) -> None:
         named = None
     if named != name and (directory / name).exists():
         _name_latest(directory, name)
+
+
+def _remove(directory: Path, stale: Collection[Path]) -> None:
+    for path in stale:
+        path.unlink()
+    if stale:
+        files.synchronize(directory)
 
 
 def _name_latest(directory: Path, name: str) -> None:

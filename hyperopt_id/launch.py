@@ -33,19 +33,40 @@ logger = logging.getLogger("hyperopt_id")
 Build = Callable[..., tuple[Parts, Plan]]  # (config, compiled=...) -> parts, as `from_config`
 
 
+def group_directory(config: Config) -> Path:
+    """DIR/GROUP, where what is not given follows from the config. Raises ValueError for a group that is no folder below
+    DIR."""
+    group = config.log.group
+    if group is None:
+        group = f"{config.task.name}_{config.algorithm}".replace("/", "_")
+    if not group or Path(group).is_absolute() or ".." in Path(group).parts or not group.isprintable():
+        raise ValueError(f"log.group (-g): given {group!r}; allowed: a name, as in -g study")
+    return Path(config.log.dir or "runs") / group
+
+
 def new_directory(config: Config) -> Path:
-    """DIR/GROUP/NAME, where what is not given follows from the config and the time."""
-    group = config.log.group or f"{config.task.name}_{config.algorithm}"
-    parent, stamp = Path(config.log.dir or "runs") / group, time.strftime("%Y-%m-%d_%H-%M-%S")
-    if config.log.name is not None:
-        return parent / config.log.name
-    names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
-    return next(parent / name for name in names if not (parent / name).exists())
+    """DIR/GROUP/NAME, where what is not given follows from the config and the time; a name of our own is made, so that
+    no other start takes it. Raises ValueError for a name that is not one."""
+    parent, name = group_directory(config), config.log.name
+    if name is not None:
+        if name in ("", ".", "..") or "/" in name or not name.isprintable():
+            raise ValueError(f"log.name (-n): given {name!r}; allowed: a name without slashes, as in -n first")
+        return parent / name
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2))):
+            with suppress(FileExistsError):
+                (parent / name).mkdir()
+                return parent / name
+    except OSError as error:
+        raise ValueError(f"{parent} cannot be written ({error.strerror}); choose another with -l DIR") from error
+    raise AssertionError("there is always another name")
 
 
 def newest(config: Config) -> Path:
     """The run of this config begun last in its group, an unfinished one if there is any; a ValueError without one."""
-    group = new_directory(config).parent
+    group = group_directory(config)
     runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
     runs = [path for path in runs if not changes(path, config)]
     unfinished = [path for path in runs if not is_finished(path)] or runs
@@ -97,11 +118,12 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
     runtime.keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # first of all: the directory says how many there are
+    device = _device(config, directory)
     telemetry = Telemetry(
         directory,
         to_dict(config),
         config_text=dump(config),
-        device=str(pick_device(config.device)),
+        device=device,
         runs=config.population.runs,
         total=config.inner.total_updates,
         progress=config.log.progress,
@@ -129,6 +151,16 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
         summary["config_hash"] = own["config"]
         telemetry.close(summary)
     return summary
+
+
+def _device(config: Config, directory: Path) -> str:
+    """The device. Where it is not there, neither is a directory that was made for the run."""
+    try:
+        return str(pick_device(config.device))
+    except ValueError:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
 
 
 def _known_identity(directory: Path) -> Identity | None:

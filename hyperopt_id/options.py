@@ -9,6 +9,7 @@ from typing import Any
 
 from hyperopt_id.files import shorten
 from hyperopt_id.interruption import Interrupted, answered
+from hyperopt_id.terminal import lasting_streams
 
 FLAGS = {  # options that are short for a key of the config
     "runs": "population.runs",
@@ -65,11 +66,17 @@ def ended(command: Callable[[], Any], interrupted: str = "") -> int:
     """Run `command`; the exit status. A mistake of the user, and what the system refuses (a name that is too long, no
     memory), end in a message and 2; Ctrl-C in 130, SIGTERM in 143 and SIGHUP in 129, and a line that says how to go on
     (see `interruption`)."""
+    with lasting_streams():
+        return _ended(command, interrupted)
+
+
+def _ended(command: Callable[[], Any], interrupted: str) -> int:
     try:
         with answered():
             command()
     except (ValueError, OSError, MemoryError) as error:
-        print("\n".join(shorten(line, MOST) for line in _message(error).split("\n")), file=sys.stderr)
+        if not (isinstance(error, OSError) and getattr(error, "__notes__", ())):  # the log of a run has said it
+            print("\n".join(shorten(line, MOST) for line in _message(error).split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else 0

@@ -2,9 +2,10 @@
 
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from short_runs import ENGINES, POPULATIONS, arguments, assert_same_run, interrupted, summary, train
+from short_runs import CONFIGS, ENGINES, POPULATIONS, arguments, assert_same_run, interrupted, summary, train
 
 from hyperopt_id import cli, launch
 from hyperopt_id.config import load
@@ -59,3 +60,21 @@ def test_given_starts_equal_the_same_starts_drawn(tmp_path):
     assert cli.train(arguments(tmp_path / "given", *ENGINES["neumann"], *given)) == 0
     for name, values in summary(drawn)["final"].items():
         assert summary(tmp_path / "given")["final"][name] == values[1:]
+
+
+def test_starts_in_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.time, "strftime", lambda _: "now")
+    config = load([CONFIGS / "digits.yaml"], [f"log.dir={tmp_path}"])
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: launch.new_directory(config), range(8)))
+    assert len(set(made)) == 8
+    assert all(directory.is_dir() for directory in made)
+
+
+@pytest.mark.parametrize("option", ["-n", "-g"])
+@pytest.mark.parametrize("name", ["", "..", "../run", "/run", "a\nb", "a/../../b"])
+def test_a_name_is_a_name(option, name, tmp_path, capsys):
+    command = ["-c", str(CONFIGS / "digits.yaml"), "-l", str(tmp_path / "runs"), option, name]
+    assert cli.train(command) == 2
+    assert capsys.readouterr().err.startswith(f"error: log.{'name' if option == '-n' else 'group'}")
+    assert not list(tmp_path.iterdir())

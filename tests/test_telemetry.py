@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -462,3 +463,26 @@ def test_numbers_from_a_gpu_equal_those_from_the_cpu():
     np.testing.assert_equal(on_gpu.edges, on_cpu.edges)
     np.testing.assert_allclose(on_gpu.sums, on_cpu.sums, rtol=1e-12)
     np.testing.assert_equal(measure(tensor[:, 0].cuda(), 3), measure(tensor[:, 0], 3))
+
+
+def test_a_run_that_is_continued_and_finished_was_no_failure(tmp_path: Path):
+    with start(tmp_path) as telemetry:
+        telemetry.report(1, 10, {"loss/test": torch.zeros(())})
+    with start(tmp_path, resume_at=1) as telemetry:
+        telemetry.report(2, 20, {"loss/test": torch.ones(())})
+        telemetry.close({})
+    content = events(tmp_path).summary_metadata["_hparams_/session_end_info"].plugin_data.content
+    assert HParamsPluginData.FromString(content).session_end_info.status == 1
+    assert [event.step for event in events(tmp_path).Scalars("Loss/Test")] == [10, 20]
+
+
+def test_a_clock_that_is_set_back_leaves_events_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with start(tmp_path) as telemetry:
+        telemetry.report(1, 10, {"loss/test": torch.zeros(())})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 1e6)
+    with start(tmp_path, resume_at=1) as telemetry:
+        telemetry.report(2, 20, {"loss/test": torch.ones(())})
+    assert [event.step for event in events(tmp_path).Scalars("Loss/Test")] == [10, 20]
+    walls = [event.wall_time for event in events(tmp_path).Scalars("Loss/Test")]
+    assert walls == sorted(walls)

@@ -15,7 +15,7 @@ run in everything but ``time``.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +106,7 @@ class Telemetry:
         write_json(self.directory / "environment.json", describe_environment(self.directory, self._device))
         self._progress.begin(resume_at or 0)
         purge_step = None if resume_at is None else (0 if last is None else last["step"] + 1)
-        self._board = Board(self.directory, self._config, self._runs, purge_step, self._initial)
+        self._board = self._boarded(lambda: Board(self.directory, self._config, self._runs, purge_step, self._initial))
         # a resumed run goes on counting where the kept reports end
         self._origin = time.monotonic() - (0.0 if last is None else last["time"])
 
@@ -123,8 +123,7 @@ class Telemetry:
         record |= {name: as_json(value, self._runs == 1) for name, value in measured.items()}
         self._metrics.write(dump(record).encode() + b"\n")
         self._metrics.flush()
-        assert self._board is not None
-        self._board.write(step, measured)
+        self._boarded(lambda: self._board and self._board.write(step, measured))
         self._progress.show(update, record)
         self.seconds += time.perf_counter() - began
         return record
@@ -134,14 +133,23 @@ class Telemetry:
         if said_at < self._opened_at:
             self._progress.note(message)
 
+    def _boarded(self, work: Callable[[], Any]) -> Any:
+        """Do something for TensorBoard, which no run needs."""
+        try:
+            return work()
+        except OSError as error:
+            logger.warning("TensorBoard's files cannot be written (%s): the run goes on without them", error.strerror)
+            if self._board is not None:
+                self._board.drop()
+            self._board = None
+
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """End the run; with a ``summary`` (nested data, tensors allowed) it is finished. Idempotent."""
         if self._closed:
             return
         self._closed = True
         with self._opened:
-            if self._board is not None:
-                self._board.close(finished=summary is not None)
+            self._boarded(lambda: self._board and self._board.close(finished=summary is not None))
             if summary is not None:
                 write_json(self.directory / "summary.json", summary)
                 logger.info("finished; results are in %s", self.directory)
@@ -161,4 +169,5 @@ class Telemetry:
             reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}".rstrip(": ")
             cure = f"; continue with --resume {self.directory}" if self._resumable else ""
             logger.error("stopped by %s%s", reason, cure)
+            error.add_note("said in the log")
         self.close()

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from hyperopt_id.telemetry import event_files
 from hyperopt_id.telemetry.measure import SHARES, Elements, Measured, Series, quantiles
 
 MEMBERS = 32
@@ -59,15 +61,20 @@ class Board:
             names = [f"members_{share}" for share in SHARES]
         else:
             names = [f"member_{member:02d}" for member in range(runs)]
-        self._files = [_EventFile(directory / name, purge_step) for name in names]
+        self._files: list[_EventFile] = []
         self._config, self._initial = dict(_flat(config)), list(initial)
         self._described = False
-        for position, file in enumerate(self._files):
-            own = {
-                name: quantiles(np.asarray(values))[position] if self._summarized else values[position]
-                for name, values in initial.items()
-            }
-            file.write(0, [_session_start({**self._config, **own})])
+        try:
+            for position, name in enumerate(names):
+                self._files.append(_EventFile(directory / name, purge_step))
+                own = {
+                    name: quantiles(np.asarray(values))[position] if self._summarized else values[position]
+                    for name, values in initial.items()
+                }
+                self._files[-1].write(0, [_session_start({**self._config, **own})])
+        except OSError:
+            self.drop()
+            raise
 
     def write(self, step: int, measured: Mapping[str, Measured]) -> None:
         series = [(label, value) for name, value in measured.items() for label, value in _leaves(tag(name), value)]
@@ -84,6 +91,11 @@ class Board:
                 values = (_member(label, value, member) for label, value in series)
                 file.write(step, [value for value in values if value is not None])
 
+    def drop(self) -> None:
+        """Close the files as they are."""
+        for file in self._files:
+            file.drop()
+
     def close(self, finished: bool) -> None:
         status = "STATUS_SUCCESS" if finished else "STATUS_FAILURE"
         for file in self._files:
@@ -94,21 +106,32 @@ class Board:
 class _EventFile:
     def __init__(self, directory: Path, purge_step: int | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        # readers take the files of a directory in alphabetical order: the name begins with the time
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        if purge_step is not None:
+            event_files.forget_end(directory, metadata.SESSION_END_INFO_TAG)
+        self._least = event_files.next_time(directory)
+        name = f"{event_files.PREFIX}{self._least:017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._stream: IO[bytes] = open(directory / name, "xb")  # noqa: SIM115 - lives as long as the run
         self._records = RecordWriter(self._stream)
-        self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._event(Event(wall_time=self._now(), file_version="brain.Event:2"))
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
-            self._event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._event(Event(wall_time=self._now(), step=purge_step, session_log=start))
+
+    def _now(self) -> float:
+        """The time, which never runs back, although a clock may be set back."""
+        self._least = max(self._least, time.time())
+        return self._least
 
     def write(self, step: int, values: list[Summary.Value]) -> None:
-        self._event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._event(Event(wall_time=self._now(), step=step, summary=Summary(value=values)))
         self._records.flush()
 
     def _event(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
+
+    def drop(self) -> None:
+        with suppress(OSError):
+            self._stream.close()
 
     def close(self) -> None:
         self._records.close()

@@ -1,14 +1,15 @@
 """What a person sees while a run goes on: a bar on a terminal or a log line now and then, and ``log.txt``."""
 
 import logging
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from hyperopt_id.telemetry.measure import typical
+from hyperopt_id.terminal import Screen, screen
 
 SECONDS_BETWEEN_LINES = 10.0
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -21,8 +22,23 @@ logger = logging.getLogger("hyperopt_id")
 class _ConsoleHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
+    def __init__(self, stream: Screen) -> None:
+        super().__init__()
+        self._screen = stream
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=self._screen)  # pyright: ignore[reportArgumentType]
+
+
+class _FileHandler(logging.FileHandler):
+    """Drops what cannot be written: a full disk ends no run here."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        del record
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class Progress:
@@ -38,16 +54,23 @@ class Progress:
             raise ValueError(f"progress must be one of {', '.join(MODES)}, not {mode!r}")
         self._total, self._unit, self._last_line = total, unit, -float("inf")
         self._first: tuple[float, int] | None = None  # when the first report came, and of which update
-        with_bar = mode == "bar" or (mode == "auto" and sys.stderr.isatty())
-        self._bar = tqdm(total=total, initial=done, bar_format=BAR, dynamic_ncols=True) if with_bar else None
+        shown: Any = screen()
+        with_bar = mode == "bar" or (mode == "auto" and shown.isatty())
+        bar = {"total": total, "initial": done, "bar_format": BAR, "dynamic_ncols": True, "file": shown}
+        self._bar = tqdm(**bar) if with_bar else None
         self._level_before = logger.level
         logger.setLevel(logging.INFO)
-        file, console = logging.FileHandler(log_file, encoding="utf-8"), _ConsoleHandler()
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        console = _ConsoleHandler(shown)
         console.setLevel(logging.WARNING if mode == "none" else logging.INFO)
-        self._handlers = [file, console]
-        for handler in self._handlers:
-            logger.addHandler(handler)
+        self._handlers: list[logging.Handler] = [console]
+        logger.addHandler(console)
+        try:
+            file = _FileHandler(log_file, encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._handlers.append(file)
+            logger.addHandler(file)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): the run goes on without it", log_file, error.strerror)
 
     def begin(self, done: int) -> None:
         """``done`` of the hyper-updates were made before."""
