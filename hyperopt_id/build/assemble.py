@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation_cuda, population, rules, trees
-from hyperopt_id.build.entrances import as_seeds, as_starts, check_complex, check_names, check_task
+from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
 from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.compilation import Compilation
@@ -83,7 +83,6 @@ def assemble(
     feed = population.Feed(task.batches, execution.lift)
     batch = _first_batch(feed, seeds, execution)
     check_task(task, batch, seeds[0])
-    check_complex(task, rule, seeds[0])
     if execution.lift == "vmap":
         check_vectorized(task, batch, seeds[0])
     if execution.compile and "compile" in task.limits:

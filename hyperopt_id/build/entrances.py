@@ -99,14 +99,3 @@ def check_task(task: Task, batch: Batch, seed: int) -> None:
     if not isinstance(loss, tuple) or len(loss) != 2:
         raise ValueError("the task's loss must return (loss, (buffers, metrics))")
     check_number(loss[0], "the task's loss")
-
-
-def check_complex(task: Task, rule: UpdateRule, seed: int) -> None:
-    """Raises ValueError if a rule that squares gradients is to train complex parameters: torch's optimizers take the
-    two parts of a complex number for two parameters, which no rule here does."""
-    names = [name for name, value in task.init(seed)[0].items() if value.is_complex()]
-    if names and "momentum" not in rule.hyperparameters:
-        raise ValueError(
-            f"the parameter {names[0]} is complex, which only rules.sgd trains as torch does: take that, or keep its "
-            "parts as two real parameters (torch.view_as_real)"
-        )

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from user_modules import regression
 
-from hyperopt_id import rules, trees
-from hyperopt_id.build.assemble import assemble
+from hyperopt_id import trees
 from hyperopt_id.derivatives import gradient
-from hyperopt_id.hypergrad import no_gradient
-from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.functional import FunctionalModule
 
 
@@ -264,12 +261,3 @@ def test_instances_are_used_again_and_no_graph_is_kept(name: str):
     del kept
     gradient(loss, trees.variables(params))
     assert len(module.training.own_instances()) == 3
-
-
-@pytest.mark.usefixtures("double")
-def test_complex_parameters_are_trained_by_sgd_alone():
-    rule = rules.adam()
-    space = Space({name: Hyper(0.1) for name in rule.hyperparameters})
-    task = regression(lambda: FAITHFUL["complex"]().float())
-    with pytest.raises(ValueError, match=r"first\.weight is complex, which only rules\.sgd trains as torch does"):
-        assemble(task, rule=rule, space=space, engine=no_gradient())
