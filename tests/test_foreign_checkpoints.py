@@ -244,3 +244,26 @@ def test_what_a_killed_save_left_is_finished_at_the_next_start(whole, tmp_path):
     assert_same_run(whole, cut)
     assert (folder / "latest").read_text() == "step_000000006.pt\n"
     assert not list(cut.rglob(".*.tmp"))
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "a list": lambda path: path.write_text("[]"),
+    "a number": lambda path: path.write_text("1"),
+    "lists for entries": lambda path: path.write_text('{"previous": 3, "device": [], "pid": {}}'),
+    "odd starts": lambda path: path.write_text('{"previous": [1, [], {"device": 7}]}'),
+    "cut": lambda path: path.write_text('{"previous": '),
+    "a pipe": lambda path: (path.unlink(missing_ok=True), os.mkfifo(path)),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("name", ["environment.json", "summary.json", "config.json", "checkpoints/latest"])
+@pytest.mark.parametrize("content", ODD)
+def test_a_resume_does_not_stumble_over_what_it_does_not_need(content, name, whole, tmp_path):
+    if (content, name) in {("lists for entries", "summary.json"), ("odd starts", "summary.json")}:
+        return  # that is a summary
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    ODD[content](cut / name)
+    assert cli.train(["--resume", str(cut), "--progress", "none"]) == 0
+    assert_same_run(whole, cut)

@@ -38,7 +38,7 @@ class OccupiedError(ValueError):
 
 def is_finished(directory: str | Path) -> bool:
     """Whether the run in ``directory`` came to its end (its summary, which has to be readable, is written last)."""
-    return read_json(Path(directory) / "summary.json") is not None
+    return isinstance(read_json(Path(directory) / "summary.json"), dict)
 
 
 def claim(directory: Path, resuming: bool) -> IO[bytes]:
@@ -79,7 +79,7 @@ def _lock(metrics: IO[bytes], directory: Path) -> None:
     try:
         fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = read_json(directory / "environment.json") or {}
+        owner = (_starts(directory) or [{}])[-1]
         who = f"process {owner['pid']} on {owner['host']}" if "pid" in owner else "another process"
         raise OccupiedError(
             f"two runs into the same directory: {who} is writing into {directory}; wait for it, "
@@ -180,17 +180,25 @@ def describe_environment(directory: Path, device: str) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
     }
-    earlier = read_json(directory / "environment.json")
-    if earlier is not None:
-        described["previous"] = [*earlier.pop("previous", []), earlier]
+    if earlier := _starts(directory):
+        described["previous"] = earlier
     return described
+
+
+def _starts(directory: Path) -> list[dict[str, Any]]:
+    """What environment.json says of the starts so far, the last one last; empty where it says nothing that can be
+    used."""
+    last = read_json(directory / "environment.json")
+    if not isinstance(last, dict):
+        return []
+    before = last.pop("previous", [])
+    return [*(entry for entry in (before if isinstance(before, list) else []) if isinstance(entry, dict)), last]
 
 
 def first_device(directory: Path) -> str | None:
     """The type of the device that the run in ``directory`` began on, ``cpu`` or ``cuda``; None if nothing says so."""
-    last = read_json(directory / "environment.json") or {}
-    device = [*last.get("previous", []), last][0].get("device")
-    return device and device.split(":")[0]
+    device = (_starts(directory) or [{}])[0].get("device")
+    return device.split(":")[0] if isinstance(device, str) else None
 
 
 def _versions() -> dict[str, str | None]:
@@ -229,10 +237,10 @@ def _git_commit() -> str | None:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file, or None where it is missing or was cut off."""
+    """Content of a JSON file, or None where it is missing, was cut off, or is no regular file."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return files.read_json_file(path, object)
+    except ValueError:
         return None
 
 
