@@ -52,7 +52,7 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
         metrics = open(directory / "metrics.jsonl", "a+b", opener=_open_at_once)  # noqa: SIM115 - lives as long as the run
     except OSError as error:
         raise ValueError(
-            f"the log directory {directory} cannot be written ({error.strerror}); choose another with -l DIR"
+            f"the log directory {directory} cannot be written ({error.strerror or error}); choose another with -l DIR"
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(metrics.fileno()).st_mode):
