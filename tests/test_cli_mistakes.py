@@ -43,7 +43,7 @@ def wrong_uci(tmp_path: Path) -> list[str]:
 
 def below_a_file(tmp_path: Path) -> list[str]:
     (tmp_path / "run").write_text("in the way")
-    return [*digits(tmp_path), "-n", "run/deeper"]
+    return [*digits(tmp_path), "-l", str(tmp_path / "run"), "-n", "deeper"]
 
 
 def finished(tmp_path: Path) -> list[str]:

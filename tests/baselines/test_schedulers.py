@@ -36,8 +36,18 @@ def test_what_the_log_tells_is_decided_once(tmp_path, monkeypatch, known):
     assert len(seen) > 120
 
     log = SearchLog(tmp_path / "log")
-    for name, result, _ in seen[:known]:
-        log.append({"run": f"runs/{name}", "step": result["step"], "loss/validation": result["score"]})
+    counts = {
+        "diverged": False,
+        "explored": None,
+        "repetition": 0,
+        "gradients": 0,
+        "seconds": 0.0,
+        "hyper": {},
+        "member": 0,
+    }
+    for number, (name, result, _) in enumerate(seen[:known]):
+        of_run = {"run": f"runs/{name}", "step": result["step"], "loss/validation": result["score"]}
+        log.append({**counts, "evaluation": number, **of_run})
     monkeypatch.chdir(tmp_path)
     again = pickle.dumps(scheduler(Path("log")))
     monkeypatch.chdir("/")
