@@ -29,8 +29,7 @@ from hyperopt_id.derivatives import Curvature, Loss
 from hyperopt_id.trees import Params
 
 USABLE, DOUBTFUL = 0.1, 0.5  # errors of differences that are taken without and with a warning
-ASYMMETRIC = 1e-2
-SOURCES = "gradient reversal, a straight-through estimator or a hook"
+SOURCES = "detach(), gradient reversal, a straight-through estimator or a hook"
 FORCE = (
     "to take exact products all the same, ask for them (curvature=curvature.exact, hypergradient.curvature.name=exact)"
 )
@@ -85,13 +84,14 @@ def select(
     if depends_on_side(asymmetry, params) and not pushes:
         why = f"exact, for the products depend on their side ({_meaning(asymmetry)})"
         return Choice(exact.curvature, why, doubtful=True, outside_autocast=outside)
-    if asymmetry.size > ASYMMETRIC and not pushes:
+    if asymmetry.is_real and not pushes:
         raise ValueError(
             f"curvature: {_meaning(asymmetry)}; this engine needs the products u J, but {found.fault}, and "
-            f"differences are J u: take the engine forward; {FORCE}"
+            f"differences are J u: take the engine forward, or one without products (one_step, or neumann of 1 term); "
+            f"{FORCE}"
         )
     choice = _by_differences(differences, of, params, reference, found.fault, outside)
-    if asymmetry.size > ASYMMETRIC:
+    if asymmetry.is_real:
         return choice._replace(why=f"{choice.why}; {_meaning(asymmetry)}", doubtful=True)
     return choice
 
@@ -138,7 +138,7 @@ def _judged(
     if not right and found.error <= 3.0 * reference.spread < math.inf:
         return Choice(given.curvature, _unclear(given, found, reference, False), doubtful=True)
     asymmetry = asymmetry_of(given.curvature, loss, params, reference)
-    if asymmetry.size > ASYMMETRIC:
+    if asymmetry.is_real:
         side = "J u" if pushes else "u J"
         why = f"{given.name}, though {_meaning(asymmetry)}, and this engine needs {side}"
         return Choice(given.curvature, why, doubtful=True)

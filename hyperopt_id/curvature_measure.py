@@ -19,6 +19,7 @@ from hyperopt_id.trees import Params
 
 TOLERANCE = {torch.float64: 1e-5, torch.complex128: 1e-5, torch.float32: 1e-3, torch.complex64: 1e-3}
 LOW_PRECISION = 0.1  # tolerance of exact products under autocast and in 16 bits
+LEAST_ASYMMETRY, ASYMMETRY = 1e-5, 1e-2  # that means something, in float64 and otherwise
 
 
 class Measured(NamedTuple):
@@ -30,10 +31,16 @@ class Measured(NamedTuple):
 
 
 class Asymmetry(NamedTuple):
-    """Relative size of u J v - v J u, and of the error that products taken for u J have in u J v."""
+    """Relative size of u J v - v J u, and of the error that products taken for u J have in u J v; `noise` is the size
+    that differences of a symmetric J may show."""
 
     size: float
     error: float
+    noise: float
+
+    @property
+    def is_real(self) -> bool:
+        return self.size > self.noise
 
 
 def measure(
@@ -87,14 +94,16 @@ def is_rounding(exact: Curvature, found: Measured, loss: Loss, params: Params, r
 def asymmetry_of(curvature: Curvature, loss: Loss, params: Params, reference: Reference) -> Asymmetry:
     forms = reference.forms()
     size = float((forms - forms.T).norm() / forms.norm().clamp_min(1e-300))
+    spread = max(probe.best()[1] for probe in reference.start)
+    noise = min(max(10.0 * spread, LEAST_ASYMMETRY), ASYMMETRY) if reference.double else ASYMMETRY
     try:
         _, compute = curvature(loss, loss, params)
         directions = [probe.direction for probe in reference.start]
         products = [compute(_like(u, params)) for u in directions]
     except (RuntimeError, NotImplementedError):
-        return Asymmetry(size, math.inf)
+        return Asymmetry(size, math.inf, noise)
     found = torch.tensor([[dot(product, v) for v in directions] for product in products])
-    return Asymmetry(size, float((found - forms).norm() / forms.norm().clamp_min(1e-300)))
+    return Asymmetry(size, float((found - forms).norm() / forms.norm().clamp_min(1e-300)), noise)
 
 
 def depends_on_side(asymmetry: Asymmetry, params: Params) -> bool:

@@ -358,6 +358,16 @@ class Addresses(Base):
         return 1.0 / self.counts[id(weight)]
 
 
+class Fixed(Base):
+    """Has an entry for each address from the start, and looks for no other."""
+
+    def begin(self):
+        self.rates = {id(weight): 1.0 for group in self.param_groups for weight in group["params"]}
+
+    def factor(self, weight, state):
+        return self.rates[id(weight)]
+
+
 class Random(Base):
     def factor(self, weight, state):
         return torch.rand(())
@@ -388,6 +398,7 @@ def not_a_step(weights):
         ),
         (Graphs, r"Graphs cannot be stored with a run, for state\[0.weight\]\['loss'\] is part of an autograd graph"),
         (Addresses, r"Addresses cannot be stored with a run, for"),
+        (Fixed, r"Fixed cannot be stored with a run, for restored, its step raises KeyError"),
         (Random, r"Random draws from the global random generators, so its steps could not be repeated"),
         (not_a_step, r"Broken takes no step, with and without a closure: needs a GPU$"),
         (torch.optim.SparseAdam, r"SparseAdam takes no step, with and without a closure: SparseAdam does not support"),

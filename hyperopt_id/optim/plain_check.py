@@ -102,7 +102,7 @@ def check(make: Make, params: Params) -> Checked:
         try:
             calling = _calling(make, params)
             checked = _compare(make, params, calling)
-        except ValueError as error:
+        except Exception as error:  # whatever its steps raise, among them those of one that was restored
             fault = error
         if drawn():
             raise ValueError(_draws(name)) from fault
@@ -110,7 +110,7 @@ def check(make: Make, params: Params) -> Checked:
             raise ValueError(f"{name} takes no step, with and without a closure: {_first_line(fault)}") from fault
         if checked is None:
             raise ValueError(
-                f"{name} cannot be stored with a run, for {_first_line(fault)}; take another optimizer, and let what "
+                f"{name} cannot be stored with a run, for {_reason(fault)}; take another optimizer, and let what "
                 "its hooks remember follow from the number of steps taken, which is given when it is made"
             ) from fault
         return checked
@@ -237,6 +237,12 @@ def _untouched() -> Iterator[Callable[[], bool]]:
 def _random_state() -> tuple[bytes, Any, Any]:
     numbers: Any = np.random.get_state()  # noqa: NPY002 - what an optimizer may draw from
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), (numbers[1].tobytes(), *numbers[2:])
+
+
+def _reason(error: BaseException | None) -> str:
+    """What an error says; those of Python, such as a KeyError, are no sentences."""
+    line = _first_line(error)
+    return line if isinstance(error, ValueError) else f"restored, its step raises {type(error).__name__}: {line}"
 
 
 def _first_line(error: BaseException | None) -> str:

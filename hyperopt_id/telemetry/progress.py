@@ -81,7 +81,9 @@ class Progress:
     def note(self, message: str) -> None:
         """Write a message into the log file alone."""
         record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, message, (), None)
-        self._handlers[0].handle(record)
+        for handler in self._handlers:
+            if isinstance(handler, _FileHandler):
+                handler.handle(record)
 
     def show(self, update: int, record: dict[str, Any]) -> None:
         """Show the state after hyper-update ``update``; ``record`` is the line of ``metrics.jsonl``."""
