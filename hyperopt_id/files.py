@@ -20,7 +20,8 @@ MEBIBYTE = 2**20
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write(file)`` fill ``path``, on the disk when this returns. What fails leaves the old content."""
+    """Let ``write(file)`` fill ``path``, on the disk when this returns. What fails leaves the old content; an OSError
+    names ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -28,9 +29,11 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
         raise
     synchronize(path.parent)
 

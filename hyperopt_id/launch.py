@@ -19,14 +19,14 @@ import torch
 
 from hyperopt_id import checkpoint, experiment, runtime
 from hyperopt_id.build.identity import FILE as IDENTITY
-from hyperopt_id.build.identity import Identity, check_identity, identity, read_identity
+from hyperopt_id.build.identity import UNKNOWN, Identity, check_identity, identity, read_identity
 from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.experiment_state import state_check
 from hyperopt_id.telemetry import Telemetry, first_device, is_finished, read_json
-from hyperopt_id.telemetry.directory import write_json
+from hyperopt_id.telemetry.directory import INSIDE, may_hold_runs, write_json
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -35,13 +35,24 @@ Build = Callable[..., tuple[Parts, Plan]]  # (config, compiled=...) -> parts, as
 
 def group_directory(config: Config) -> Path:
     """DIR/GROUP, where what is not given follows from the config. Raises ValueError for a group that is no folder below
-    DIR."""
+    DIR, or in which no runs would be found."""
     group = config.log.group
     if group is None:
         group = f"{config.task.name}_{config.algorithm}".replace("/", "_")
-    if not group or Path(group).is_absolute() or ".." in Path(group).parts or not group.isprintable():
-        raise ValueError(f"log.group (-g): given {group!r}; allowed: a name, as in -g study")
-    return Path(config.log.dir or "runs") / group
+    if not group or Path(group).is_absolute() or not all(map(_is_name, Path(group).parts)):
+        raise ValueError(f"log.group (-g): given {group!r}; allowed: a name, as in -g study; {_RESERVED}")
+    base = Path(config.log.dir or "runs")
+    for place in (base / group, *(base / above for above in Path(group).parents)):
+        if (place / "metrics.jsonl").exists():
+            raise ValueError(f"{place} is a run directory, in which no other run is found; choose another with -l DIR")
+    return base / group
+
+
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and "/" not in name and name.isprintable() and may_hold_runs(name)
+
+
+_RESERVED = f"tables and figures find no runs in {', '.join(INSIDE)}, member_..., and folders with a dot in front"
 
 
 def new_directory(config: Config) -> Path:
@@ -49,8 +60,9 @@ def new_directory(config: Config) -> Path:
     no other start takes it. Raises ValueError for a name that is not one."""
     parent, name = group_directory(config), config.log.name
     if name is not None:
-        if name in ("", ".", "..") or "/" in name or not name.isprintable():
-            raise ValueError(f"log.name (-n): given {name!r}; allowed: a name without slashes, as in -n first")
+        if not _is_name(name):
+            allowed = f"allowed: a name without slashes, as in -n first; {_RESERVED}"
+            raise ValueError(f"log.name (-n): given {name!r}; {allowed}")
         return parent / name
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
@@ -135,8 +147,9 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
             parts, plan = build(config, compiled=_compiled(directory) if continued else None)
             own, saved = identity(config, parts), None
             if continued:
-                check_identity(_known_identity(directory), own, f"the run in {directory}")
-                saved = _newest_checkpoint(directory, parts, plan, own)
+                known = _known_identity(directory)
+                check_identity(known, own, f"the run in {directory}")
+                saved = _newest_checkpoint(directory, parts, plan, own, is_known=known is not None)
                 telemetry.begin(saved["update"] if saved else 0, plan.reports(saved["update"]) if saved else ())
                 if saved:
                     checkpoint.tidy(directory / "checkpoints", saved["update"], plan.keep)
@@ -183,8 +196,11 @@ def _compiled(directory: Path) -> bool | None:
     return None
 
 
-def _newest_checkpoint(directory: Path, parts: Parts, plan: Plan, own: Identity) -> dict[str, Any] | None:
-    """The tree of the newest checkpoint of this run, None if it has none yet; those passed over are said."""
+def _newest_checkpoint(
+    directory: Path, parts: Parts, plan: Plan, own: Identity, is_known: bool
+) -> dict[str, Any] | None:
+    """The tree of the newest checkpoint of this run, None if it has none yet; those passed over are said, and so is one
+    that does not say whose it is, where nothing else (`is_known`) does."""
     folder = directory / "checkpoints"
     if not any(folder.glob("step_*.pt")):
         return None
@@ -195,5 +211,7 @@ def _newest_checkpoint(directory: Path, parts: Parts, plan: Plan, own: Identity)
         check_state(record["tree"])
         if record["tree"]["update"] != record["step"]:
             raise ValueError(f"it is of hyper-update {record['tree']['update']}, and its name says {record['step']}")
+        if record.get("identity") is None and not is_known:
+            logger.warning(UNKNOWN, directory)
 
     return checkpoint.load(folder, logger.warning, check, limit)[0]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hyperopt_id import launch
-from hyperopt_id.build.identity import check_digests, read_identity
+from hyperopt_id.build.identity import UNKNOWN, check_digests, read_identity
 from hyperopt_id.build.names import build_multipliers, starting_values
 from hyperopt_id.build.plain import in_whole_reports, plain_from_config
 from hyperopt_id.config import load
@@ -85,7 +85,7 @@ def replayed_config(source: Source, run: Path, stretch: float, overrides: Sequen
 
 
 def _place(run: Path) -> tuple[Path, str, str]:
-    return run.parent.parent, run.parent.name, f"{run.name}_replay"
+    return run.parent, ".", f"{run.name}_replay"
 
 
 def build(source: Source, stretch: float, config: Config, *, compiled: bool | None = None) -> tuple[Parts, Plan]:
@@ -102,7 +102,9 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
         trace_every=0,
         first_step=schedule.first,
     )
-    if known is not None and _same_data(config, source.config):
+    if known is None:
+        logger.warning(UNKNOWN, source.directory)
+    elif _same_data(config, source.config):
         check_digests({"data": known["digests"].get("data")}, parts.digests(), f"the run in {source.directory}")
     logger.info("replaying %s; the log goes to %s", source, launch.new_directory(config))
     return parts, plan

@@ -24,6 +24,11 @@ BYTES_KEPT = 2**29  # of files in a private folder; the ones used last stay
 PROGRAMS = "programs"  # the private folder of compiled programs
 SCRATCH = "torch"  # in there: what torch's compiler keeps for itself, mostly headers, some 300 MB
 _DIGEST = hashlib.sha256().digest_size
+TAG = "CACHEDIR.TAG"  # of a folder that was made for the cache, by the convention of https://bford.info/cachedir
+_SIGNATURE = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Made by hyperopt_id; hyperopt-id cache --clear removes it.\n"
+)
+_PROGRAM = re.compile(r"\.?([0-9a-f]{16}|background)\.(so|txt|lock)(\.tmp)?")
 _KERNEL = re.compile(r"[a-z_]+-[0-9a-f]{16}-[0-9a-f]{16}\.so")
 
 
@@ -83,12 +88,15 @@ def is_locked(path: Path) -> bool:
 def private(name: str) -> Path:
     """The folder `name` of the cache, which only the user may change; made where it is missing.
 
-    Raises RuntimeError if it belongs to another user, others may write there, or it cannot be made.
+    Raises RuntimeError if it belongs to another user, others may write there, it holds what is not the cache's, or it
+    cannot be made.
     """
     path = folder() / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
+        if is_own(path) and not _is_tagged(path) and all(map(_is_of_programs, path.iterdir())):
+            (path / TAG).write_text(_SIGNATURE)
     except OSError as error:
         raise RuntimeError(
             f"{path} cannot be made ({error.strerror}): set HYPEROPT_ID_CACHE to a folder that can be written"
@@ -97,7 +105,18 @@ def private(name: str) -> Path:
         raise RuntimeError(
             f"{path} can be changed by others, and what is in there is executed: remove it, or set HYPEROPT_ID_CACHE"
         )
+    if not _is_tagged(path) and os.access(path, os.W_OK):
+        raise RuntimeError(f"{path} holds other things than programs: set HYPEROPT_ID_CACHE to a folder of its own")
     return path
+
+
+def _is_of_programs(path: Path) -> bool:
+    return path.name in (SCRATCH, TAG) or _PROGRAM.fullmatch(path.name) is not None
+
+
+def _is_tagged(path: Path) -> bool:
+    """Whether a folder was made for the cache, and is not another one of its name."""
+    return is_own(path) and is_own(path / TAG) and (path / TAG).read_text(errors="replace") == _SIGNATURE
 
 
 def is_own(path: Path) -> bool:
@@ -145,10 +164,13 @@ def entries(path: Path, kind: str = "program") -> Iterator[Entry]:
 
 def contents() -> list[Entry]:
     """All that the cache holds: kernels, compiled programs, and the folder of what the compiler keeps for itself."""
-    own = folder() / PROGRAMS / SCRATCH
+    programs, kernels = folder() / PROGRAMS, list(entries(folder(), "kernel"))
+    if not _is_tagged(programs):
+        return kernels
+    own = programs / SCRATCH
     sizes = [path.lstat().st_size for path in own.rglob("*") if path.is_file()]
     scratch = [Entry(own, "compiler", sum(sizes), own.stat().st_mtime)] if sizes else []
-    return [*entries(folder(), "kernel"), *entries(folder() / PROGRAMS), *scratch]
+    return [*kernels, *entries(programs), *scratch]
 
 
 def clear() -> list[Entry]:
@@ -157,6 +179,6 @@ def clear() -> list[Entry]:
     for entry in removed:
         if entry.kind != "compiler":
             entry.path.unlink(missing_ok=True)
-    if is_own(folder() / PROGRAMS):  # with locks, and what the compiler keeps for itself
+    if _is_tagged(folder() / PROGRAMS):  # with locks, and what the compiler keeps for itself
         shutil.rmtree(folder() / PROGRAMS, ignore_errors=True)
     return removed

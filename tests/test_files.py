@@ -1,5 +1,6 @@
 """What is on the disk, and when: whatever a power loss leaves is a run that can be resumed."""
 
+import errno
 import io
 import json
 import os
@@ -116,3 +117,12 @@ def test_a_damaged_json_file_is_one_line_with_its_path(tmp_path: Path, content: 
 )
 def test_a_shortened_text_is_one_line_and_keeps_its_ends(text: str, line: str):
     assert files.shorten(text, 9) == line
+
+
+def test_what_the_disk_refuses_names_the_file(tmp_path):
+    def refuse(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: .*wanted\.txt"):
+        files.replace(tmp_path / "wanted.txt", refuse)
+    assert not list(tmp_path.iterdir())

@@ -73,6 +73,13 @@ def test_a_run_of_an_earlier_version_is_known_by_its_path(whole, tmp_path, monke
     assert cli.train(["--resume", str(cut), "-c", str(cut / "config.yaml"), "-s", "task.path=other.csv"]) == 2
     assert "task.path: table.csv -> other.csv" in capsys.readouterr().err
     assert cli.train(["--resume", str(cut)]) == 0
+    assert "of an earlier version, which kept no digest" in capsys.readouterr().err
+
+
+def test_a_replay_of_a_run_of_an_earlier_version_says_that_its_data_are_not_known(whole, capsys):
+    (whole / "identity.json").unlink()
+    assert cli.replay([str(whole)]) == 0
+    assert "of an earlier version, which kept no digest" in capsys.readouterr().err
 
 
 def test_a_replay_is_on_the_data_of_the_run(whole, tmp_path, monkeypatch, capsys):

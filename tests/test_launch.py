@@ -72,9 +72,17 @@ def test_starts_in_the_same_second_have_directories_of_their_own(tmp_path, monke
 
 
 @pytest.mark.parametrize("option", ["-n", "-g"])
-@pytest.mark.parametrize("name", ["", "..", "../run", "/run", "a\nb", "a/../../b"])
+@pytest.mark.parametrize("name", ["", " ", "..", "../run", "/run", "a\nb", "a/../../b", ".run", "trace", "member_1"])
 def test_a_name_is_a_name(option, name, tmp_path, capsys):
     command = ["-c", str(CONFIGS / "digits.yaml"), "-l", str(tmp_path / "runs"), option, name]
     assert cli.train(command) == 2
     assert capsys.readouterr().err.startswith(f"error: log.{'name' if option == '-n' else 'group'}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [("-g", "group/run"), ("-g", "group/run/deeper")])
+def test_a_run_in_a_run_directory_is_refused(place, tmp_path, capsys):
+    (tmp_path / "group" / "run").mkdir(parents=True)
+    (tmp_path / "group" / "run" / "metrics.jsonl").touch()
+    assert cli.train(["-c", str(CONFIGS / "digits.yaml"), "-l", str(tmp_path), *place]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'group' / 'run'} is a run directory")

@@ -112,3 +112,26 @@ def test_the_command_lists_and_clears_what_is_the_caches(folder, capsys):
     assert cli.main(["cache", "--clear"]) == 0
     assert capsys.readouterr().out == f"removed 3 entries, 7.0 MB, in {folder}\n"
     assert [path.name for path in folder.iterdir()] == ["mine.so"]
+
+
+def test_a_folder_of_that_name_with_other_things_is_left_alone(folder, capsys):
+    mine = folder / "programs" / "torch" / "mine.py"
+    library = folder / "programs" / "mine.so"
+    mine.parent.mkdir(parents=True, mode=0o700)
+    mine.parent.parent.chmod(0o700)
+    for path in (mine, library):
+        path.write_text("not of this program")
+    with pytest.raises(RuntimeError, match="holds other things than programs"):
+        user_cache.private(user_cache.PROGRAMS)
+    for option in ("--list", "--clear"):
+        assert cli.main(["cache", option]) == 0
+        assert "0 entries" in capsys.readouterr().out
+    assert mine.exists()
+    assert library.exists()
+
+
+def test_a_folder_of_an_earlier_version_is_the_caches(folder):
+    path = program(name="0" * 16)
+    (path.parent / user_cache.TAG).unlink()
+    assert user_cache.private(user_cache.PROGRAMS) == path.parent
+    assert [entry.path for entry in user_cache.contents()] == [path]

@@ -20,8 +20,8 @@ from hyperopt_id.analysis.load_events import event_files
 from hyperopt_id.analysis.load_search import Search, load_search
 from hyperopt_id.analysis.names import printable
 from hyperopt_id.analysis.runs import DATA, ON_A_BATCH, VALIDATED, Runs, group
+from hyperopt_id.telemetry.directory import may_hold_runs
 
-PASSED_OVER = ("checkpoints", "trace", "cache", "Weights")
 UNFINISHED = "not finished, left out"
 UNREAD = "no config.json beside config.yaml, named after folders and without what is selected"
 PARTIAL = "the runs of a search are not there, so that only what it logged counts"
@@ -109,7 +109,7 @@ def _places(folder: Path) -> Iterator[tuple[str, Path]]:
         if kind is not None:
             empty = False
             yield kind, Path(path)
-        folders[:] = [] if kind is not None else sorted(name for name in folders if _may_hold_runs(name))
+        folders[:] = [] if kind is not None else sorted(name for name in folders if may_hold_runs(name))
     if empty:
         raise ValueError(
             f"{folder} holds no runs: nothing below it has metrics.jsonl, search.jsonl, or TensorBoard events beside a "
@@ -128,10 +128,6 @@ def _kind(path: Path, folders: Iterable[str], files: Iterable[str]) -> str | Non
         return "events"
     summarized = any(event_files(path / name) for name in folders if name.startswith("members_"))
     return "quantiles" if summarized else None
-
-
-def _may_hold_runs(name: str) -> bool:
-    return name not in PASSED_OVER and not name.startswith((".", "member_", "members_"))
 
 
 def _runs(kind: str, directory: Path, cache: Path | None, said: Found) -> Runs | None:

@@ -25,6 +25,9 @@ from hyperopt_id.tasks.digests import digest, file_digest
 Identity = dict[str, Any]
 FILE = "identity.json"
 FORMAT = 1
+UNKNOWN = (
+    "the run in %s is of an earlier version, which kept no digest: make sure that the data are those it began with"
+)
 FORM = {"format": int, "config": str, "seed": int, "runs": int, "digests": dict}
 
 

@@ -32,6 +32,15 @@ logger = logging.getLogger("hyperopt_id")
 _PACKAGES = ("hyperopt-id", "torch", "numpy", "pyyaml", "tensorboard", "tqdm")
 
 
+INSIDE = ("checkpoints", "trace", "cache", "Weights")  # folders of a run or study, no runs
+
+
+def may_hold_runs(name: str) -> bool:
+    """Whether a folder of this name is looked into for runs: not a hidden one, nor one that a run directory, or one of
+    the published code, has in it."""
+    return name not in INSIDE and not name.startswith((".", "member_", "members_"))
+
+
 class OccupiedError(ValueError):
     """Another process is writing into the run directory, or was: over NFS, a dead node's lock stays for a while."""
 
