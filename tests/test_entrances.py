@@ -118,6 +118,7 @@ LOSSES = {
     "rows": (of_rows, r"gives values of shape \[5\].*mean"),
     "float": (lambda w, buffers, batch: (1.0, (buffers, {})), "gives float"),
     "complex": (lambda w, buffers, batch: (w["weight"].sum() * 1j, (buffers, {})), "complex64"),
+    "detached": (lambda w, buffers, batch: (w["weight"].detach().sum(), (buffers, {})), "depends on no parameter"),
     "bare": (lambda w, buffers, batch: w["weight"].sum(), r"must return \(loss, \(buffers, metrics\)\)"),
 }
 

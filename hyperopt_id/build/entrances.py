@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperopt_id import trees
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.losses import check_number
@@ -91,11 +92,14 @@ def _start(hyper: Hyper, value: Any, what: str) -> Any:
 
 @torch.enable_grad()
 def check_task(task: Task, batch: Batch, seed: int) -> None:
-    """Raise ValueError unless the loss on `batch`, that of a single run, is one real number."""
+    """Raise ValueError unless the loss on `batch`, that of a single run, is one real number that depends on the
+    parameters."""
     params, buffers = task.init(seed)
     if not params:
         raise ValueError("the task has no parameters: its init returns (params, buffers), with one to train or more")
-    loss = task.loss(params, buffers, batch)
+    loss = task.loss(trees.variables(params), buffers, batch)
     if not isinstance(loss, tuple) or len(loss) != 2:
         raise ValueError("the task's loss must return (loss, (buffers, metrics))")
     check_number(loss[0], "the task's loss")
+    if not loss[0].requires_grad:
+        raise ValueError("the task's loss depends on no parameter, so that nothing would be trained: is it detached?")

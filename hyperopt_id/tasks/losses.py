@@ -24,6 +24,7 @@ from hyperopt_id import trees
 from hyperopt_id.tasks.data import Dataset
 
 LossFunction = Callable[[Any, Tensor], Tensor]
+IGNORED = -100  # the class of rows that torch's cross-entropy leaves out
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -102,18 +103,23 @@ def measure(criterion: Criterion, outputs: Any, targets: Tensor) -> dict[str, Te
         values[criterion.name] = values["loss"]
     scores = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point() and outputs.shape[1] > 1
     if scores and targets.ndim == 1 and targets.dtype == torch.int64:
-        values["accuracy"] = (outputs.argmax(-1) == targets).to(trees.wide(outputs).dtype).mean()
+        hits = (outputs.argmax(-1) == targets).to(trees.wide(outputs).dtype)
+        values["accuracy"] = hits.sum() / (targets != IGNORED).sum()
     return values
 
 
+@torch.enable_grad()
 def fitted(criterion: Criterion, outputs: Any, targets: Tensor, dataset: Dataset) -> Criterion:
     """The criterion for outputs and targets of these shapes (a few rows of `dataset`), where a column meets a row: a
     function that would broadcast [B, 1] and [B] to [B, B] is given outputs of the targets' shape.
 
-    Raises ValueError unless it takes them, always gives the same for them, and gives one real number.
+    Raises ValueError unless it takes them, always gives the same for them, and gives one real number that depends on
+    the outputs.
     """
     if criterion.by_rows:
         _check_outputs(criterion, outputs, targets, dataset)
+        if criterion.function is cross_entropy and int(dataset.targets.min()) == IGNORED:
+            criterion = replace(criterion, by_rows=False)  # its mean is that of the other rows
     elif isinstance(outputs, Tensor) and outputs.shape != targets.shape and _is_column(outputs, targets):
         criterion = _without_broadcasting(criterion, outputs, targets)
     with torch.random.fork_rng(devices=[]):
@@ -123,6 +129,11 @@ def fitted(criterion: Criterion, outputs: Any, targets: Tensor, dataset: Dataset
         raise ValueError(
             f"criterion {criterion.name} gives {loss.item():g} and then {again.item():g} for the same outputs: "
             "it may neither remember anything nor draw random numbers"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            f"criterion {criterion.name} gives a loss without a gradient, so that nothing would be trained: it may not "
+            "detach the outputs, nor compute with anything but torch"
         )
     return criterion
 
@@ -139,9 +150,10 @@ def _without_broadcasting(criterion: Criterion, outputs: Tensor, targets: Tensor
         except ValueError:
             values.append(None)
     given, reshaped = values
-    if reshaped is None or (given is not None and given.shape == reshaped.shape and torch.allclose(given, reshaped)):
+    if not isinstance(reshaped, Tensor):
         return criterion
-    return aligned
+    alike = isinstance(given, Tensor) and given.shape == reshaped.shape and torch.allclose(given, reshaped)
+    return criterion if alike else aligned
 
 
 def check_number(loss: Any, what: str) -> None:
@@ -155,7 +167,7 @@ def check_number(loss: Any, what: str) -> None:
 
 
 def _value(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
-    inputs = trees.map(Tensor.clone, outputs)  # it may write to them
+    inputs = trees.map(_variable, outputs)
     with warnings.catch_warnings():
         # PyTorch's own losses broadcast outputs [B, 1] and targets [B] to [B, B], with this warning.
         warnings.filterwarnings("error", message="Using a target size")
@@ -165,6 +177,12 @@ def _value(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
             given = f"outputs {describe(outputs)} and targets {describe(targets)}"
             why = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"criterion {criterion.name} does not take {given}: {why}") from error
+
+
+def _variable(output: Tensor) -> Tensor:
+    """Something with a gradient that a criterion may write to, as to outputs of a model."""
+    real = output.is_floating_point() or output.is_complex()
+    return output.detach().requires_grad_(real).clone()
 
 
 def describe(value: Any) -> str:
@@ -191,6 +209,12 @@ def _check_outputs(criterion: Criterion, outputs: Any, targets: Tensor, dataset:
     if targets.dtype != torch.int64 or targets.ndim != 1:
         found = f"{targets.dtype} of shape {list(dataset.targets.shape)}"
         raise ValueError(f"cross_entropy needs integer targets, int64 [rows], these are {found}: targets.long()")
+    negative = dataset.targets[(dataset.targets < 0) & (dataset.targets != IGNORED)]
+    if len(negative):
+        raise ValueError(
+            f"cross_entropy needs classes counted from 0, and targets hold {int(negative[0])} (only {IGNORED} has a "
+            "meaning: rows that are left out)"
+        )
     classes = int(dataset.targets.max()) + 1
     if len(given) != 1 or given[0] < classes:
         raise ValueError(f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]")

@@ -59,6 +59,11 @@ def refuse_outer(view: FunctionalModule, value: Tensor) -> None:
 
 def polynomial(outputs: Any) -> Tensor:
     """A scalar that depends on every number of the outputs, and on no two alike."""
+    if not trees.leaves(outputs):
+        raise ValueError(
+            f"the model returns {type(outputs).__name__}: let its forward return a tensor, or a tuple, list or "
+            "dictionary of tensors"
+        )
     total: Any = 0.0
     for leaf in trees.leaves(outputs):
         real = torch.view_as_real(leaf) if leaf.is_complex() else leaf

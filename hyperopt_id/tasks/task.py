@@ -9,6 +9,7 @@ No function here has a memory: randomness is a function of `batch.seed`, row ord
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -174,8 +175,11 @@ class RowSampler:
 
     @staticmethod
     def create(dataset: Dataset, batch_size: int | None) -> "RowSampler":
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 or None for the whole split, got {batch_size}")
+        if batch_size is not None:
+            whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+            if not whole or batch_size < 1:
+                needed = "batch_size must be a whole number, at least 1, or None for the whole split"
+                raise ValueError(f"{needed}, got {batch_size!r}")
         bounds = {split: dataset.bounds(split) for split in (*dataset.splits, "train+validation")}
         return RowSampler(
             dataset,

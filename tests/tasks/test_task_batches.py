@@ -191,5 +191,6 @@ def test_nothing_is_drawn_from_or_measured_on_an_empty_split(batch_size: int | N
 def test_wrong_criterion_and_batch_size_are_refused():
     with pytest.raises(ValueError, match="criterion 'hinge'"):
         supervised(table(), lambda: mlp([4, 3]), "hinge", 5)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        supervised(table(), lambda: mlp([4, 3]), "mse", 0)
+    for size in (0, 2.5, True):
+        with pytest.raises(ValueError, match="batch_size must be a whole number, at least 1"):
+            supervised(table(), lambda: mlp([4, 3]), "mse", size)  # type: ignore[arg-type]

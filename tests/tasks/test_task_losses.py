@@ -3,8 +3,10 @@ one number, or would be broadcast, is refused."""
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,16 @@ class Pair(nn.Module):
         return self.mean(inputs).squeeze(1), self.spread(inputs).squeeze(1).exp()
 
 
+class Described(nn.Linear):
+    """Outputs in an object, where nothing finds them."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 1)
+
+    def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name that nn.Linear gives it
+        return SimpleNamespace(outputs=super().forward(input))
+
+
 def flat(width: int) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Linear(4, width), nn.Flatten(0) if width == 1 else nn.Identity())
 
@@ -53,6 +65,7 @@ CRITERIA: dict[str, tuple[Any, Callable[[], nn.Module], Tensor]] = {
     "binary": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), flat(1), (REALS > 0).double()),
     "label smoothing": (smoothed, flat(3), CLASSES),
     "class weights": (nn.CrossEntropyLoss(WEIGHTS), flat(3), CLASSES),
+    "some rows": ("cross_entropy", flat(3), torch.where(CLASSES == 1, -100, CLASSES)),
     "summed": (partial(F.cross_entropy, reduction="sum"), flat(3), CLASSES),
     "two outputs": (of_pair, Pair, REALS),
     "matrices": (
@@ -65,6 +78,7 @@ CRITERIA: dict[str, tuple[Any, Callable[[], nn.Module], Tensor]] = {
 
 def expected(criterion: Any, factory: Callable[[], nn.Module], tensors: Any, rows: Any, targets: Tensor) -> Tensor:
     module = factory().double()
+    criterion = F.cross_entropy if criterion == "cross_entropy" else criterion
     criterion = criterion.double() if isinstance(criterion, nn.Module) else criterion
     return criterion(functional_call(module, tensors, (INPUTS[rows],)), targets[rows])
 
@@ -82,7 +96,10 @@ def test_any_function_of_outputs_and_targets_is_a_criterion(name: str, block: in
     torch.testing.assert_close(
         found["loss"], expected(criterion, factory, params, slice(15), targets), rtol=1e-12, atol=0
     )
-    assert ("accuracy" in found) == (targets is CLASSES)
+    assert ("accuracy" in found) == (targets.dtype == torch.int64)
+    if "accuracy" in found:
+        outputs, known = functional_call(factory(), params, (INPUTS[:15],)).argmax(1), targets[:15] >= 0
+        assert float(found["accuracy"]) == float((outputs == targets[:15])[known].double().mean())
     stacked = {key: torch.stack([value, 2 * value]) for key, value in params.items()}
     lifted = vmap(lambda w: task.loss(w, buffers, BATCH)[0])(stacked)
     torch.testing.assert_close(lifted[0], loss, rtol=1e-12, atol=0)
@@ -179,6 +196,22 @@ REFUSED: dict[str, tuple[Any, Callable[[], nn.Module], Tensor, str]] = {
     "parameters": (Learned(), flat(1), REALS, r"Learned has parameters of its own \(scale\)"),
     "memory": (Remembering(), flat(1), REALS, "neither remember"),
     "random": (lambda outputs, targets: (outputs * torch.rand(2)).mean(), flat(1), REALS, "nor draw random"),
+    "detached": (
+        lambda outputs, targets: outputs.detach().mean(),
+        flat(1),
+        REALS,
+        "custom gives a loss without a gradient",
+    ),
+    "constant": (lambda outputs, targets: torch.tensor(1.0), flat(1), REALS, "custom gives a loss without a gradient"),
+    "numpy": (lambda outputs, targets: outputs.numpy().mean(), flat(1), REALS, "custom does not take outputs"),
+    "numpy number": (
+        lambda outputs, targets: np.float64(1.0),
+        flat(1),
+        REALS,
+        "custom gives float64: a loss is a tensor",
+    ),
+    "negative class": ("cross_entropy", flat(3), CLASSES - 1, "classes counted from 0, and targets hold -1"),
+    "no outputs": (F.l1_loss, Described, REALS, "the model returns SimpleNamespace: let its forward return a tensor"),
     "class": (nn.L1Loss, flat(1), REALS, r"not the class L1Loss: give L1Loss\(\)"),
     "number": (3, flat(1), REALS, "a criterion is one of cross_entropy, mse or a function"),
     "name": ("l1", flat(1), REALS, "unknown criterion 'l1': use one of cross_entropy, mse, or a function"),
