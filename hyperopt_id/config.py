@@ -219,10 +219,15 @@ def _at(tree: Any, *names: str) -> Any:
 
 def _merge(tree: Tree, sources: dict[str, str], layer: Mapping[str, Any], source: str, prefix: str) -> None:
     for name, value in layer.items():
-        key = f"{prefix}{name}"
+        key, before = f"{prefix}{name}", tree.get(name)
+        if isinstance(value, Mapping) and not (before is None or isinstance(before, dict)):
+            given = files.shorten(repr(before))  # which would take with it what stood there before
+            raise ValueError(
+                f"{sources[key]}: {key}: given {given}, where {source} has a mapping; leave one of them out"
+            )
         sources[key] = source
         if isinstance(value, Mapping):
-            if not isinstance(tree.get(name), dict):
+            if before is None:
                 tree[name] = {}
             _merge(tree[name], sources, value, source, f"{key}.")
         else:

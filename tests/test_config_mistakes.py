@@ -318,3 +318,12 @@ def test_contradiction_names_every_file(tmp_path):
     mine = write(tmp_path, "mine.yaml", "inner: {steps_per_update: 4}")
     with pytest.raises(ValueError, match=r"DiffThroughOpt\.yaml, .*mine\.yaml: hypergradient\.window: given 5"):
         load([CONFIGS / "digits.yaml", CONFIGS / "DiffThroughOpt.yaml", mine])
+
+
+@pytest.mark.parametrize("key", ["inner", "space.lr"])
+def test_a_section_is_not_lost_to_a_value_that_is_then_overridden(key, tmp_path):
+    section, *rest = key.split(".")
+    file = write(tmp_path, "mistake.yaml", f"{section}: 3" if not rest else f"{section}: {{{rest[0]}: 3}}")
+    files = [CONFIGS / "digits.yaml", CONFIGS / "Ours_HDLR.yaml", file]
+    with pytest.raises(ValueError, match=f"mistake.yaml: {key}: given 3, where --set has a mapping"):
+        load(files, ["inner.updates=1", "space.lr.init=0.1"])
