@@ -110,7 +110,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # 1_0 is 10 to Python alone
 
 
 def _check_names(path: Path, header: list[str] | None, table: np.ndarray) -> None:

@@ -78,6 +78,7 @@ def test_numbers_of_a_csv_file(tmp_path: Path, text: str):
         ("1,2\n3," + "4" * 200_000 + "x\n", r"row 2: a cell of more than 131072 characters"),
         ('1,2\n3,"4\n' + "5,6\n" * 90_000, r"row 2: a cell of more than 131072 characters"),
         ("1,2\n3,\0\n", "row 2, column 2"),
+        ("1,2\n3,1_0\n", "row 2, column 2: '1_0' is not a finite number"),
         ("1,2\n3,1e400\n", "row 2, column 2: '1e400' is not a finite number"),
         ("1,2\n3," + "x" * 1000 + "\n", r"'xxx.*\.\.\.x+' is not a finite number"),
     ],

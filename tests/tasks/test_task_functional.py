@@ -283,3 +283,9 @@ def test_only_regular_files_hold_weights(tmp_path: Path):
     for name, said in (("pipe", "no regular file"), ("", "no regular file"), ("large", "at most 1052736 are expected")):
         with pytest.raises(ValueError, match=f"^init_from: .*{said}"):
             load_weights(tmp_path / name, {"bias": torch.zeros(2)}, {})
+
+
+def test_a_file_of_torch_save_is_named(tmp_path: Path):
+    torch.save({"bias": torch.zeros(2)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt is a file of torch\.save; an npz archive is needed"):
+        load_weights(tmp_path / "weights.pt", {"bias": torch.zeros(2)}, {})

@@ -61,6 +61,8 @@ class _UnfitError(Exception):
 def _arrays(stream: IO[bytes], known: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(stream) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if any(name.endswith("/data.pkl") for name in names):
+            raise _UnfitError(" is a file of torch.save; an npz archive is needed, as numpy.savez writes it")
         missing = [name for name in needed if name not in names]
         unknown = [name for name in names if name not in known]
         if missing or unknown:
