@@ -3,6 +3,8 @@
 A layer remains the object that it is, whoever refers to it: it only changes its class, to one derived from its own.
 """
 
+import types
+
 from torch import nn
 
 from hyperopt_id.tasks import dropout
@@ -18,18 +20,19 @@ DRAWING: dict[type[nn.Module], type[Stateless]] = {
     nn.AlphaDropout: dropout.AlphaDropout,
     nn.FeatureAlphaDropout: dropout.FeatureAlphaDropout,
 }
+OWN = ("seed", "stream", "calls", "repeated", "keep")  # what `Stateless` layers keep
 
 
 def substituted(module: nn.Module) -> nn.Module:
     """Let what torch draws dropout with draw from the batch's seed, each layer from a stream of its own, and embeddings
-    have dense gradients and keep their padding row in several runs at once. Subclasses have a forward of their own and
-    are left alone.
+    have dense gradients and keep their padding row in several runs at once. A subclass keeps the forward that it has,
+    and what it calls of `nn.Dropout` by `super()` draws from the batch's seed.
 
     Raises ValueError if a recurrent layer has dropout.
     """
     for name, part in module.named_modules():
         kind = type(part)
-        drawing = DRAWING.get(kind)
+        drawing = DRAWING.get(kind) or _derived(part)
         if isinstance(part, nn.MultiheadAttention) and part.dropout > 0:
             drawing = MultiheadAttention if kind is nn.MultiheadAttention else None
         if drawing is not None:
@@ -48,3 +51,14 @@ def substituted(module: nn.Module) -> nn.Module:
     for number, part in enumerate(dropouts_of(module)):
         part.stream = number
     return module
+
+
+def _derived(part: nn.Module) -> type[Stateless] | None:
+    """For an instance of a subclass of dropout: the class with our layer between it and torch's."""
+    kind = type(part)
+    drawing = next((ours for theirs, ours in DRAWING.items() if isinstance(part, theirs)), None)
+    if drawing is None or isinstance(part, Stateless) or any(hasattr(part, name) for name in OWN):
+        return None
+    return types.new_class(
+        kind.__name__, (kind, drawing), exec_body=lambda body: body.update(__module__=kind.__module__)
+    )

@@ -221,6 +221,17 @@ class Scaled(nn.Dropout):
         return input * (1.0 - self.p)
 
 
+class Doubled(nn.Dropout1d):
+    """A subclass that uses the forward of its base."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        return 2.0 * super().forward(input.unsqueeze(-1)).squeeze(-1)
+
+
+class Renamed(nn.Dropout):
+    pass
+
+
 def one_dropout_at_two_places() -> nn.Module:
     drop = nn.Dropout(0.2)
     return nn.Sequential(drop, nn.Linear(4, 6), drop, nn.Linear(6, 1))
@@ -459,6 +470,7 @@ FAITHFUL: dict[str, Callable[[], nn.Module]] = {
     "dropout in a list": DropoutInList,
     "one dropout at two places": one_dropout_at_two_places,
     "subclass of dropout": lambda: between(Scaled(0.25)),
+    "subclasses that draw": lambda: between(Doubled(0.25), nn.Tanh(), Renamed(0.25)),
     "dropout of everything": lambda: between(nn.Dropout(1.0)),
     "channel dropout": lambda: nn.Sequential(
         IMAGE, nn.Conv2d(1, 4, 1), nn.Dropout2d(0.5), nn.Flatten(2), nn.Dropout1d(0.3), nn.Flatten(), nn.Linear(16, 1)
