@@ -106,7 +106,8 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
         logger.warning(UNKNOWN, source.directory)
     elif _same_data(config, source.config):
         check_digests({"data": known["digests"].get("data")}, parts.digests(), f"the run in {source.directory}")
-    logger.info("replaying %s; the log goes to %s", source, launch.new_directory(config))
+    named = config.log.name is not None  # or else this would make another directory
+    logger.info("replaying %s%s", source, f"; the log goes to {launch.new_directory(config)}" if named else "")
     return parts, plan
 
 

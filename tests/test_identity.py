@@ -109,3 +109,8 @@ def test_a_digest_does_not_depend_on_what_is_made_of_the_data(tmp_path):
     assert len(file_digest(tmp_path / "file")) == 64
     with pytest.raises(ValueError, match="no regular file"):
         file_digest(tmp_path)
+
+
+def test_a_replay_without_a_name_makes_one_directory(whole, tmp_path):
+    assert cli.replay([str(whole), "-s", "log.name=null", "-l", str(tmp_path / "logs"), "-g", "group"]) == 0
+    assert len(list((tmp_path / "logs" / "group").iterdir())) == 1

@@ -184,3 +184,22 @@ def test_rows_are_dropped_evenly_where_a_whole_trace_would_be_too_large(kept, ro
     assert read["lr/w"][:, 0, 0].tolist() == [float(u) for u in range(0, 10, opened.every)]
     assert len(read["lr/w"]) == rows
     assert ("report.trace_every=1" in caplog.text) == (opened.every > 1)
+
+
+@pytest.mark.parametrize("content", [b"of somebody else", None])
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_no_file_elsewhere_is_written_through_a_link(link, content, tmp_path):
+    values = {"lr": torch.tensor([0.5])}
+    open_trace(tmp_path / "run", values, 4, 1, 1).close()
+    file, other = tmp_path / "run" / "trace" / "lr.npy", tmp_path / "other.npy"
+    before = file.read_bytes() if content is None else content
+    other.write_bytes(before)
+    file.unlink()
+    link(other, file)
+    if link is os.link and content is None:
+        return  # a whole trace of this run, by whatever name
+    opened = open_trace(tmp_path / "run", values, 4, 1, 1, update=2)
+    opened.write(2, values)
+    opened.close()
+    assert other.read_bytes() == before
+    assert read_trace(tmp_path / "run")[1]["lr"][2] == 0.5

@@ -9,7 +9,6 @@ full it ends the process by SIGBUS. What was never written is 0.
 import errno
 import math
 import os
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +66,7 @@ class RowFile:
 
 def open_rows(path: Path, shape: Shape, dtype: np.dtype, *, again: bool, keep_open: bool) -> tuple[RowFile, bool]:
     """(the file, whether it is new): the one that is there, `again`, where it has this shape and type."""
-    if again:
+    if again and not path.is_symlink():
         try:
             header = _header(path)
         except ValueError:
@@ -78,11 +77,11 @@ def open_rows(path: Path, shape: Shape, dtype: np.dtype, *, again: bool, keep_op
 
 
 def _create(path: Path, shape: Shape, dtype: np.dtype) -> _Header:
-    """A file of zeros, with its space on the disk."""
+    """A file of zeros, with its space on the disk. What is there goes, and is not written to, for it may be a link to a
+    file elsewhere."""
     make_folder(path.parent)
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.unlink()
-    with open(path, "wb") as file:
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:
         about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, about)
         offset, size = file.tell(), dtype.itemsize * math.prod(shape)
