@@ -114,3 +114,13 @@ def test_a_digest_does_not_depend_on_what_is_made_of_the_data(tmp_path):
 def test_a_replay_without_a_name_makes_one_directory(whole, tmp_path):
     assert cli.replay([str(whole), "-s", "log.name=null", "-l", str(tmp_path / "logs"), "-g", "group"]) == 0
     assert len(list((tmp_path / "logs" / "group").iterdir())) == 1
+
+
+def test_reports_are_not_written_through_a_link(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=2)
+    other = (cut / "metrics.jsonl").rename(tmp_path / "other.jsonl")
+    (cut / "metrics.jsonl").symlink_to(other)
+    before = other.read_bytes()
+    assert cli.train(["--resume", str(cut)]) == 2
+    assert "symbolic link" in capsys.readouterr().err
+    assert other.read_bytes() == before

@@ -80,8 +80,8 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe does not keep us waiting for a reader."""
-    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+    """A pipe does not keep us waiting for a reader, and what a link leads to is not ours to cut."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(metrics: IO[bytes], directory: Path) -> None:
