@@ -16,8 +16,9 @@ SPARSE = ["report={every: 2, checkpoint_every: 100, keep: 20}"]
 
 @pytest.fixture(autouse=True)
 def heard():
-    """As without nohup, and nothing is left behind."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """The handlers of a process that has just begun, whatever other tests have left; and nothing is left behind."""
+    own = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
