@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -140,13 +141,13 @@ class Compilation:
             programs = self._programs()
             return len(programs) == len(self._traced) and all(p.is_there() or p.is_being_made() for p in programs)
 
-    def compile_later(self) -> bool:
-        """Have what `is_there` missed compiled in the background; False if that cannot be, or
-        $HYPEROPT_ID_COMPILE_LATER is 0."""
+    def later(self) -> Callable[[], object] | None:
+        """What has that compiled in the background which `is_there` missed, to be called when the run is over; None if
+        that cannot be, or $HYPEROPT_ID_COMPILE_LATER is 0."""
         programs = self._programs()
         if os.environ.get("HYPEROPT_ID_COMPILE_LATER") == "0" or len(programs) < len(self._traced):
-            return False
-        return compilation_program.compile_later(programs, self.threads)
+            return None
+        return partial(compilation_program.compile_later, programs, self.threads)
 
     def obtain(self, piece: Piece, shape: Signature, arguments: tuple[Any, ...]) -> Function:
         """What computes a piece for arguments that no trial has made."""

@@ -35,7 +35,7 @@ from hyperopt_id.compilation_graph import Graph
 # third term of a series on. Without them, compiled and eager agree to rounding.
 OPTIONS = {"pattern_matcher": False, "cpp.max_horizontal_fusion_size": 1}
 SECONDS_OF_A_REFUSAL = 86400.0
-NICE = 10  # of what is compiled in the background: behind the training, but before whoever waits for it gives up
+NICE = 10  # of what is compiled for later starts: behind other training, but before whoever waits for it gives up
 logger = logging.getLogger("hyperopt_id")
 
 

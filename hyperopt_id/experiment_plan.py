@@ -26,6 +26,7 @@ class Parts:
     unknown. digests: name -> digest of the data ("data") and of other files that determine the numbers, where known.
     adopt: runs as a checkpoint of this or an earlier version holds them -> as this version does; raises ValueError if
     they cannot be of these parts, where shapes do not tell. growth: bytes that a state may take more than at the start.
+    afterwards: what a command does when the run is finished, and nobody waits.
     """
 
     start: Callable[[], Run]
@@ -47,6 +48,7 @@ class Parts:
     digests: Callable[[], dict[str, str]] = dict
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda runs: runs
     growth: int = 0
+    afterwards: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

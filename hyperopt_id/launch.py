@@ -163,6 +163,7 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
         summary = experiment.run(parts, plan, telemetry, resume=saved, remember=remember, identity=own, began=began)
         summary["config_hash"] = own["config"]
         telemetry.close(summary)
+    parts.afterwards()
     return summary
 
 

@@ -29,6 +29,7 @@ from hyperopt_id import (
     compilation_graph,
     compilation_program,
     hypergrad,
+    launch,
     population,
     rules,
     run,
@@ -268,21 +269,34 @@ def test_auto_compiles_where_the_run_is_long_enough(setting, seconds, expected, 
 @pytest.mark.parametrize(
     ("there", "later", "line"),
     [
-        (True, False, None),
-        (False, True, "the whole run takes about 5 s as it is; it is compiled in the background, for later starts"),
-        (False, False, "the whole run takes about 5 s as it is"),
+        (True, None, None),
+        (False, lambda: 1, "the whole run takes about 5 s as it is; when it ends, it is compiled for later starts"),
+        (False, None, "the whole run takes about 5 s as it is"),
     ],
 )
 def test_what_has_been_compiled_before_is_used(there, later, line, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "obstacle", lambda device: None)
     monkeypatch.setattr(names, "_eager_seconds", lambda parts, plan: 5.0)
     monkeypatch.setattr(compilation.Compilation, "is_there", lambda self, trial: there)
-    monkeypatch.setattr(compilation.Compilation, "compile_later", lambda self: later)
+    monkeypatch.setattr(compilation.Compilation, "later", lambda self: later)
     with caplog.at_level(logging.INFO, "hyperopt_id"):
         parts, _ = names.from_config(digits("inner.updates=100"))
     assert parts.compiled is there
     said = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
     assert said == ([] if line is None else [f"not compiled, running eagerly: {line}"])
+    assert parts.afterwards() == (later and later())
+
+
+def test_a_command_compiles_for_later_starts_when_its_run_is_finished(tmp_path, monkeypatch):
+    """Beside the run, it would take the cores that the run computes on."""
+    begun = []
+
+    def build(config, *, compiled=None):
+        parts, plan = names.from_config(config, compiled=compiled)
+        return replace(parts, afterwards=lambda: begun.append((tmp_path / "run" / "summary.json").exists())), plan
+
+    launch.run(digits("inner.updates=2"), tmp_path / "run", build=build)
+    assert begun == [True]
 
 
 @pytest.mark.parametrize(("method", "expected"), [("Ours_LR", True), ("Ours_MuLO", False)])

@@ -230,8 +230,9 @@ def _decided(config: Config, device: torch.device, plan: Plan, make: Callable[[b
     if long and (compiling := ready.compilation) is not None:
         if compiling.is_there(lambda: _first_update(ready, plan)):
             return ready
-        if compiling.compile_later():
-            reason += "; it is compiled in the background, for later starts"
+        if (later := compiling.later()) is not None:
+            logger.info("not compiled, running eagerly: %s; when it ends, it is compiled for later starts", reason)
+            return replace(make(False), afterwards=later)  # not beside it: two cores would take four times as long
     logger.info("not compiled, running eagerly: %s", reason)
     return make(False)
 
