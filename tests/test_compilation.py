@@ -187,8 +187,9 @@ def test_a_compiler_that_fails_is_replaced_by_eager_execution(name, monkeypatch,
     eager = run(parts_of(engine, compiled=False), plan)
     for group in ("final", "hyper", "best_validation"):
         assert_close(compiled[group], eager[group], 0.0)
-    assert len(caplog.records) == 2  # the step and the hypergradient, once each
-    for record in caplog.records:
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 2  # the step and the hypergradient, once each
+    for record in warnings:
         assert record.getMessage().startswith(f"not compiled, running eagerly: {message}")
         assert "\n" not in record.getMessage()
 

@@ -31,7 +31,7 @@ TINY = [
     "report.checkpoint_every=1",
     "dtype=float64",
 ]
-LONG = ["inner.updates=50", "report.every=10"]  # long enough to be stopped in the middle
+LONG = ["inner.updates=300", "report.every=60"]  # long enough to be stopped in the middle
 PATIENCE = 120.0  # seconds until something that is waited for counts as missing
 
 
