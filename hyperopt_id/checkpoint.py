@@ -120,8 +120,8 @@ def load(
     """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
 
     ``warn`` (default: a ``UserWarning``) is told of each newer one that cannot, with the reason; ``ValueError``,
-    with all reasons, when none is left. One that ``check`` refuses, or
-    that has more than ``limit`` bytes, is passed over as a damaged one is.
+    with all reasons, when none is left. One that ``check`` refuses, or that has more than ``limit`` bytes, is passed
+    over as a damaged one is.
     """
     directory = Path(directory)
     if not directory.is_dir():

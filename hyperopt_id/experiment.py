@@ -49,8 +49,7 @@ def run(
     """Train all R members to the end and return the summary, as `docs/run_directory.md` has it.
 
     `resume` is the tree of a checkpoint to continue from; `remember` is stored in checkpoints beside the state, and
-    `identity` beside all of it. `began`
-    is the `time.perf_counter()` from which seconds are counted (default: now).
+    `identity` beside all of it. `began` is the `time.perf_counter()` from which seconds are counted (default: now).
     """
     began = time.perf_counter() if began is None else began
     *_, progress = stages(parts, plan, telemetry, resume=resume, remember=remember, identity=identity, began=began)
