@@ -92,7 +92,7 @@ def unroll_by_higher(loss: LossFunction, inner: InnerConfig, window: int) -> Eng
         hypergradient = dict(zip(learned, derivatives.filled(slopes, learned.values()), strict=True))
         state = {**z.state, **_moments(peer, optimizer, params)}
         if "step" in state:
-            state["step"] = state["step"] + len(batches)
+            state["step"] = trees.map(lambda step: step + len(batches), state["step"])
         return Outcome(TrainState(trees.detach(params), buffers, state), metrics, value.detach(), hypergradient)
 
     # Handed over as one piece, so that it is timed as a hypergradient; `from_config_by_higher` never compiles it.

@@ -22,11 +22,13 @@ _objective: ContextVar[bool] = ContextVar("objective", default=False)
 
 
 class Gradient(NamedTuple):
-    """A gradient, the loss there (detached), and the loss's auxiliary output (detached)."""
+    """A gradient, the loss there (detached), the loss's auxiliary output (detached), and the names of the parameters
+    that the loss did not use, whose `grad` would be None after `loss.backward()`."""
 
     value: Params
     loss: Tensor
     auxiliary: Any
+    unused: tuple[str, ...] = ()
 
 
 Loss = Callable[[Params], tuple[Tensor, Any]]  # params -> (scalar or [R], auxiliary output)
@@ -45,8 +47,9 @@ def gradient(loss: Loss, variables: Params, *, create_graph: bool = False) -> Gr
         create_graph=create_graph,
         allow_unused=True,
     )
+    unused = tuple(name for name, slope in zip(variables, slopes, strict=True) if slope is None)
     slopes = dict(zip(variables, filled(slopes, variables.values()), strict=True))
-    return Gradient(slopes, value.detach(), trees.detach(auxiliary))
+    return Gradient(slopes, value.detach(), trees.detach(auxiliary), unused)
 
 
 def differentiates_twice() -> bool:

@@ -10,7 +10,7 @@ With \(g = \nabla L(w)\) and \(H\) its derivative, \(\Phi\) factorizes, so that 
           v\,\partial_{\mathrm{raw}} \Phi = v\,\partial_h U\,\partial_{\mathrm{raw}} \mathrm{constrain},
 
 where only the first needs the Hessian, by one product. Buffers (BatchNorm statistics, carried hidden states) are
-constants of the derivative.
+constants of the derivative. Parameters that L does not use stay as they are (`rules_unused`).
 
 A model may be of half precision, or of several types. Rules, and all that is linear in cotangents but the Hessian, are
 computed in `trees.precision(w)`, float32 or float64, in which hyperparameters are, too. New parameters and states are
@@ -23,7 +23,7 @@ given are then lifted, losses are [R], and the sum over runs is differentiated. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +33,7 @@ from torch import Tensor
 from hyperopt_id import derivatives, trees
 from hyperopt_id.derivatives import Curvature, Loss, Product, gradient
 from hyperopt_id.rules import Hyperparameters, State, UpdateRule
+from hyperopt_id.rules_unused import rule_of_step
 from hyperopt_id.trees import Params
 
 Batch = Any
@@ -91,15 +92,17 @@ class Dynamics(NamedTuple):
 
 def make_dynamics(
     loss: LossFunction,
-    rule: UpdateRule,
+    whole_rule: UpdateRule,
     constrain: Callable[[Params, Params], Hyperparameters],
     tuned: Callable[[Params], Params],
     curvature: Curvature,
     thin: Callable[[Batch], Batch] | None = None,
     curved: LossFunction | None = None,
+    optional: Collection[str] | None = None,
 ) -> Dynamics:
     """Φ from its parts. `thin` reduces a batch to the rows that Hessian-vector products use (default: all), `curved` is
-    the loss in the precision that they need (default: that of the steps)."""
+    the loss in the precision that they need (default: that of the steps). `optional` names the parameters that the loss
+    is known not to use in every step, where anything is known of it."""
 
     def loss_on(batch: Batch, buffers: Params) -> Loss:
         return lambda w: loss(w, buffers, batch)
@@ -112,6 +115,7 @@ def make_dynamics(
 
     def step(z: TrainState, hyper: Hyperparameters, batch: Batch) -> tuple[TrainState, Metrics]:
         here = gradient(loss_on(batch, z.buffers), trees.variables(z.params))
+        rule = rule_of_step(whole_rule, here.unused, z.state, optional)
         exact, rounded = _precision(z)
         w, slopes, state = exact((z.params, here.value, z.state))
         params, state = rounded(rule.update(w, slopes, state, hyper))
@@ -122,6 +126,7 @@ def make_dynamics(
         assert torch.is_grad_enabled()  # else some derivatives would silently be zero
         whole = loss_on(batch, z.buffers)
         here, own_product = curvature(whole, curved_on(batch, z.buffers, whole), z.params)
+        rule = rule_of_step(whole_rule, here.unused, z.state, optional)
         exact, rounded = _precision(z)
         w, slopes, state = exact((z.params, here.value, z.state))
         differentiate = _closed_form if constant_state and rule.derivative is not None else _recorded

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hyperopt_id import trees
 from hyperopt_id.kernels.layout import factored_axes
-from hyperopt_id.rules import Hyperparameters, State, UpdateRule
+from hyperopt_id.rules import Hyperparameters, State, UpdateRule, by_parameter
 from hyperopt_id.trees import Params
 
 HIDDEN = 32
@@ -184,7 +184,7 @@ def mulo(*, step_multiplier: float = 0.01) -> UpdateRule:
         return {**_by_name({k: start(trees.wide(param)) for k, param in params.items()}), "step": step}
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
-        times = time_features(state["step"])
+        times = trees.map_distinct(time_features, by_parameter(state["step"], params))
         moved, accumulators = {}, {}
         for k, param in params.items():
             before = Accumulators(*(state[name][k] for name in Accumulators._fields))
@@ -196,11 +196,11 @@ def mulo(*, step_multiplier: float = 0.01) -> UpdateRule:
             gradient = gradients[k].reshape(shaped.shape)
             gradient = torch.where(gradient.abs() <= LARGEST, gradient, 0.0)
             accumulators[k] = accumulate(gradient, before, decays(theta))
-            step = network(theta, *features(shaped, gradient, accumulators[k]), times).reshape(param.shape)
+            step = network(theta, *features(shaped, gradient, accumulators[k]), times[k]).reshape(param.shape)
             moved[k] = param * (1.0 - rate * hyper["weight_decay"][k]) - step_multiplier * rate * step
-        return moved, {**_by_name(accumulators), "step": state["step"] + 1.0}
+        return moved, {**_by_name(accumulators), "step": trees.map(lambda step: step + 1.0, state["step"])}
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "theta"))
+    return UpdateRule(init, update, ("lr", "weight_decay", "theta"), counts_apart=True)
 
 
 def _by_name(accumulators: dict[str, Accumulators]) -> State:

@@ -38,13 +38,15 @@ class UpdateRule(NamedTuple):
     """`init: params -> state`; `update: (params, gradients, state, hyperparameters) -> (params, state)`, both pure.
 
     `hyperparameters` names those that `update` reads. `derivative` is the closed form, where there is one that is
-    faster than automatic differentiation of `update`.
+    faster than automatic differentiation of `update`. `counts_apart` says that a count of steps in the state may also
+    be a dict of counts, one for each parameter (see `rules_unused`).
     """
 
     init: Callable[[Params], State]
     update: Callable[[Params, Params, State, Hyperparameters], tuple[Params, State]]
     hyperparameters: tuple[str, ...]
     derivative: Derivative | None = None
+    counts_apart: bool = False
 
 
 def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
@@ -73,7 +75,8 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
         decayed = {k: torch.addcmul(g, weight_decay[k], params[k]) for k, g in gradients.items()}
         fresh = decayed
         if dampening:
-            fresh = {k: d * (1.0 - dampening * state["started"]) for k, d in decayed.items()}
+            started = by_parameter(state["started"], params)
+            fresh = {k: d * (1.0 - dampening * started[k]) for k, d in decayed.items()}
         buffer = {k: torch.addcmul(f, momentum[k], state["momentum"][k]) for k, f in fresh.items()}
         if nesterov:
             return buffer, {k: torch.addcmul(decayed[k], momentum[k], b) for k, b in buffer.items()}
@@ -84,11 +87,11 @@ def sgd(*, dampening: float = 0.0, nesterov: bool = False) -> UpdateRule:
         moved = {k: torch.addcmul(params[k], hyper["lr"][k], d, value=-1.0) for k, d in direction.items()}
         new_state: State = {"momentum": buffer}
         if dampening:
-            new_state["started"] = torch.ones_like(state["started"])
+            new_state["started"] = trees.map(torch.ones_like, state["started"])
         return moved, new_state
 
     derivative = _sgd_derivative(dampening, nesterov, buffer_and_direction)
-    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), derivative)
+    return UpdateRule(init, update, ("lr", "weight_decay", "momentum"), derivative, counts_apart=True)
 
 
 def _sgd_derivative(
@@ -109,9 +112,11 @@ def _sgd_derivative(
     def diagonals(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, Params]:
         if nesterov:
             across = trees.map_distinct(lambda rate, m: -rate * (1.0 + m), hyper["lr"], hyper["momentum"])
+        elif dampening:
+            started = by_parameter(state["started"], params)
+            across = trees.map_distinct(lambda rate, s: -(1.0 - dampening * s) * rate, hyper["lr"], started)
         else:
-            share = 1.0 - dampening * state["started"] if dampening else 1.0
-            across = trees.map_distinct(lambda rate: -share * rate, hyper["lr"])
+            across = trees.map_distinct(lambda rate: -rate, hyper["lr"])
         along = trees.map_distinct(lambda a, decay: 1.0 + a * decay, across, hyper["weight_decay"])
         return along, across
 
@@ -135,6 +140,11 @@ def _zero(params: Params) -> Tensor:
     return next(iter(params.values())).new_zeros((), dtype=trees.precision(params))
 
 
+def by_parameter(count: Tensor | Params, params: Params) -> Params:
+    """A count of the state for each parameter, whether they share one or not."""
+    return count if isinstance(count, dict) else dict.fromkeys(params, count)
+
+
 def _of_squares(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -145,10 +155,11 @@ def _adam(*, decoupled: bool) -> UpdateRule:
         return {"mean": trees.zeros(params), "square": square, "step": _zero(params)}
 
     def update(params: Params, gradients: Params, state: State, hyper: Hyperparameters) -> tuple[Params, State]:
-        step = state["step"] + 1.0
+        step = trees.map(lambda count: count + 1.0, state["step"])
+        steps = by_parameter(step, params)
         # The step size and the root of the second bias correction, of which parameters usually share one.
-        size = trees.map_distinct(lambda rate, beta1: rate / (1.0 - beta1**step), hyper["lr"], hyper["beta1"])
-        scale = trees.map_distinct(lambda beta2: (1.0 - beta2**step).sqrt(), hyper["beta2"])
+        size = trees.map_distinct(lambda rate, beta1, t: rate / (1.0 - beta1**t), hyper["lr"], hyper["beta1"], steps)
+        scale = trees.map_distinct(lambda beta2, t: (1.0 - beta2**t).sqrt(), hyper["beta2"], steps)
         moved, mean, square = {}, {}, {}
         for k, gradient in gradients.items():
             param, decay = params[k], hyper["weight_decay"][k]
@@ -164,7 +175,7 @@ def _adam(*, decoupled: bool) -> UpdateRule:
             moved[k] = torch.addcmul(param, size[k], mean[k] / denominator, value=-1.0)
         return moved, {"mean": mean, "square": square, "step": step}
 
-    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"))
+    return UpdateRule(init, update, ("lr", "weight_decay", "beta1", "beta2", "eps"), counts_apart=True)
 
 
 def adam() -> UpdateRule:

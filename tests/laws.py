@@ -105,9 +105,15 @@ def dynamics(
 
 
 def step(rule: UpdateRule, space: Space, z: TrainState, raw: Params, batch: Tensor) -> TrainState:
-    """The obvious reference for Φ: a function that autograd can differentiate as a whole."""
+    """The obvious reference for Φ: a function that autograd can differentiate as a whole. What the loss does not use
+    stays as it is."""
     slopes = torch.func.grad(lambda w: loss(w, {}, batch)[0])(z.params)
-    return after(rule.update(z.params, slopes, z.state, space.constrain(raw, z.params)))
+    new = after(rule.update(z.params, slopes, z.state, space.constrain(raw, z.params)))
+    new.params["unused"] = z.params["unused"]
+    for name, entries in new.state.items():
+        if isinstance(entries, dict):
+            entries["unused"] = z.state[name]["unused"]
+    return new
 
 
 def objective(params: Params, buffers: Params, raw: Params, rows: Tensor) -> Tensor:

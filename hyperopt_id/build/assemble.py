@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation_cuda, population, rules, trees
-from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task
+from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task, optional_parameters
 from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.compilation import Compilation
@@ -25,6 +25,7 @@ from hyperopt_id.experiment import Parts
 from hyperopt_id.hypergrad import Engine, Objective
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.rules import UpdateRule
+from hyperopt_id.rules_unused import counting_apart
 from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.task import Task
@@ -90,7 +91,9 @@ def assemble(
         execution = replace(execution, compile=False)
     if not isinstance(curvature, Products):
         curvature = pick_products(curvature, engine, task, seeds[0], batch, under_autocast=execution.autocast)
-    lifted = _lifted(task, rule, space, curvature, sub_batch, execution)
+    optional = optional_parameters(task, batch, seeds[0])
+    rule = counting_apart(rule) if optional else rule
+    lifted = _lifted(task, rule, space, curvature, sub_batch, execution, optional)
 
     def start() -> Run:
         begin = partial(_member, task, rule, space, meta, meta_space, sample)
@@ -161,7 +164,13 @@ def _parts(
 
 
 def _lifted(
-    task: Task, rule: UpdateRule, space: Space, products: Products, sub_batch: float, execution: Execution
+    task: Task,
+    rule: UpdateRule,
+    space: Space,
+    products: Products,
+    sub_batch: float,
+    execution: Execution,
+    optional: frozenset[str],
 ) -> tuple[Dynamics, Objective]:
     """Φ and the objective on chunks of runs."""
     lift = partial(population.lift, how=execution.lift)
@@ -169,7 +178,8 @@ def _lifted(
     thin = None if sub_batch == 1.0 else _thinner(task, sub_batch, lift)
     lifted_rule = population.lift_rule(rule, execution.lift)
     curved = lift(task.loss) if products.outside_autocast else None
-    dynamics = make_dynamics(loss, lifted_rule, lift(space.constrain), space.tuned, products.curvature, thin, curved)
+    constrain = lift(space.constrain)
+    dynamics = make_dynamics(loss, lifted_rule, constrain, space.tuned, products.curvature, thin, curved, optional)
 
     def objective(params: Params, buffers: Params, raw: Params, batch: Any) -> Tensor:
         return loss(params, buffers, batch)[0]

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.build.vectorized import few_rows
+from hyperopt_id.derivatives import gradient
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.losses import check_number
 from hyperopt_id.tasks.task import Batch, Task
 
 HIGHEST_SEED = 2**63 - 1
+FEWEST, TRIED_STEPS = 2, 3  # rows and steps in which parameters without a gradient are looked for
 
 
 def check_names(what: str, space: Space, rule: UpdateRule) -> None:
@@ -103,3 +106,22 @@ def check_task(task: Task, batch: Batch, seed: int) -> None:
     check_number(loss[0], "the task's loss")
     if not loss[0].requires_grad:
         raise ValueError("the task's loss depends on no parameter, so that nothing would be trained: is it detached?")
+
+
+@torch.enable_grad()
+def optional_parameters(task: Task, batch: Batch, seed: int) -> frozenset[str]:
+    """Names of the parameters that the loss does not use in one of a few steps: never, or where forward takes another
+    branch, which it does for few rows sooner than for many."""
+    unused: set[str] = set()
+    params, buffers = task.init(seed)
+    variables = trees.variables(params)
+    try:
+        few = few_rows(task, batch, FEWEST)
+        for _ in range(TRIED_STEPS):
+            here = gradient(lambda w, b=buffers, batch=few: task.loss(w, b, batch), variables)
+            unused.update(here.unused)
+            buffers = here.auxiliary[0]
+    except (ValueError, RuntimeError, IndexError, TypeError, AssertionError):  # a model that needs whole batches
+        buffers = task.init(seed)[1]
+        unused.update(gradient(lambda w: task.loss(w, buffers, batch), variables).unused)
+    return frozenset(unused)

@@ -46,10 +46,10 @@ def obstacle(task: Task, batch: Any, seed: int) -> str | None:
     return _tried[task.loss] or None
 
 
-def few_rows(task: Task, batch: Any) -> Any:
+def few_rows(task: Task, batch: Any, few: int = ROWS) -> Any:
     index, split = getattr(batch, "index", None), getattr(batch, "split", None)
-    rows = index.shape[-1] if isinstance(index, Tensor) and index.ndim else task.sizes.get(split or "", ROWS)
-    return batch if rows <= ROWS else task.thin(batch, ROWS / rows)
+    rows = index.shape[-1] if isinstance(index, Tensor) and index.ndim else task.sizes.get(split or "", few)
+    return batch if rows <= few else task.thin(batch, few / rows)
 
 
 def _difference(task: Task, members: list[tuple[Any, Any, Any]]) -> str:

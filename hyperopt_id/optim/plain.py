@@ -99,9 +99,6 @@ def _update(trainer: Trainer, run: Run, batches: Sequence[Batch], target: Batch,
         nonlocal buffers
         loss, (buffers, _) = trainer.task.loss(params, buffers, batch)
         loss.backward()
-        for weight in params.values():
-            if weight.grad is None:  # the loss does not use it
-                weight.grad = torch.zeros_like(weight)
         if trainer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(params.values(), trainer.clip_norm)
         return loss
