@@ -19,6 +19,8 @@ import torch
 
 from hyperopt_id import derivatives, trees
 from hyperopt_id.curvature_choice import Candidate, Choice, select
+from hyperopt_id.curvature_measure import take
+from hyperopt_id.curvature_stops import follow_stops
 from hyperopt_id.derivatives import Curvature, Gradient, Loss, Product, gradient
 from hyperopt_id.trees import Params
 
@@ -38,6 +40,12 @@ def exact(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Produc
         return derivatives.pull(trees.leaves(few.value), trees.leaves(u), variables)
 
     return whole, product
+
+
+def through_stops(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Product]:
+    """`exact`, where gradients are stopped (`detach()`, `torch.no_grad()`) or hooks change them: the second derivative
+    goes through what the first one stops at. One gradient more."""
+    return exact(loss, follow_stops(thin_loss), params)
 
 
 def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
@@ -86,11 +94,13 @@ def examine(
     differences: Curvature | None = None,
     plain: Loss | None = None,
     pushes: bool = False,
+    few: tuple[Loss, Loss | None] | None = None,
 ) -> Choice:
     """Which products to take, by what they are at `params` beside central differences; `given` ones are kept.
 
     `plain` is the same loss without the autocast that `loss` runs under. `pushes` says that the engine needs H u, not
-    u H. Raises ValueError if no products are right.
+    u H. `few` are both on fewer rows, where all of them would cost much: what is clear there is taken if a product on
+    all rows is finite, and else they are compared on all. Raises ValueError if no products are right.
     """
     ways = WAYS.get(next(iter(params.values())).dtype, WAYS[torch.float32])
     candidates = [
@@ -100,10 +110,29 @@ def examine(
     if differences is not None:
         candidates.insert(0, Candidate(differences, "finite differences as given", enough=1e-2))
     known = None if given is None else Candidate(given, "exact" if given is exact else "products as given")
-    return select(Candidate(exact, "exact"), candidates, loss, params, given=known, plain=plain, pushes=pushes)
+    followed = Candidate(through_stops, "exact through stopped gradients")
+
+    def compared(loss: Loss, plain: Loss | None) -> Choice:
+        return select(
+            Candidate(exact, "exact"), followed, candidates, loss, params, given=known, plain=plain, pushes=pushes
+        )
+
+    if few is not None:
+        try:
+            choice = compared(*few)
+        except (ValueError, RuntimeError):  # the latter of losses that need more rows
+            choice = None
+        if choice is not None and not choice.doubtful:
+            curved = plain if plain is not None and choice.outside_autocast else loss
+            with torch.enable_grad():
+                _, seconds, fault = take(choice.curvature, curved, params, trees.map(torch.ones_like, params))
+            if not fault:
+                return choice._replace(seconds=seconds)
+    return compared(loss, plain)
 
 
 def choose(loss: Loss, params: Params, differences: Curvature | None = None) -> tuple[Curvature, str]:
     """`(curvature, why)`: exact where the second derivative is right (it is compared here, at `params`), else
     `differences` where these are, else those of another step length. Raises ValueError if none are."""
-    return examine(loss, params, differences=differences)[:2]
+    choice = examine(loss, params, differences=differences)
+    return choice.curvature, choice.line

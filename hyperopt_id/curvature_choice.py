@@ -44,17 +44,24 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The products to take; why, in one line, as a warning if `doubtful`; whether of the loss without autocast."""
+    """The products to take; why, as a warning if `doubtful`; whether of the loss without autocast; what one takes."""
 
     curvature: Curvature
     why: str
     doubtful: bool = False
     outside_autocast: bool = False
+    seconds: float = 0.0
+
+    @property
+    def line(self) -> str:
+        cost = f"; a product takes {1e3 * self.seconds:.3g} ms" if self.seconds else ""
+        return f"{self.why}{cost}"
 
 
 @torch.enable_grad()
 def select(
     exact: Candidate,
+    followed: Candidate,
     differences: Sequence[Candidate],
     loss: Loss,
     params: Params,
@@ -78,22 +85,43 @@ def select(
         inside = measure(exact.curvature, loss, params, reference) if outside else found
         if inside.error <= max(found.error, tolerance(params, under_autocast=True)):
             found, outside = inside, False
-        why = (_said if sure else _unclear)(exact, found, reference, outside)
-        return Choice(exact.curvature, why, doubtful=not sure, outside_autocast=outside)
+        why = _said(exact, found, reference, outside) if sure else _unclear(exact, reference, outside)
+        return Choice(exact.curvature, why, not sure, outside, found.seconds)
     asymmetry = asymmetry_of(exact.curvature, of, params, reference)
-    if depends_on_side(asymmetry, params) and not pushes:
-        why = f"exact, for the products depend on their side ({_meaning(asymmetry)})"
-        return Choice(exact.curvature, why, doubtful=True, outside_autocast=outside)
     if asymmetry.is_real and not pushes:
-        raise ValueError(
-            f"curvature: {_meaning(asymmetry)}; this engine needs the products u J, but {found.fault}, and "
-            f"differences are J u: take the engine forward, or one without products (one_step, or neumann of 1 term); "
-            f"{FORCE}"
-        )
+        choice = _of_one_side(exact, followed, asymmetry, found, of, params, reference)
+        return choice._replace(outside_autocast=outside)
     choice = _by_differences(differences, of, params, reference, found.fault, outside)
     if asymmetry.is_real:
-        return choice._replace(why=f"{choice.why}; {_meaning(asymmetry)}", doubtful=True)
+        return choice._replace(why=f"{choice.why}, and J u, which the engine needs, for {_meaning(asymmetry)}")
     return choice
+
+
+def _of_one_side(
+    exact: Candidate,
+    followed: Candidate,
+    asymmetry: Asymmetry,
+    found: Measured,
+    loss: Loss,
+    params: Params,
+    reference: Reference,
+) -> Choice:
+    """Products u J, where J u is another; of exact ones that are near, with a warning."""
+    meaning = _meaning(asymmetry)
+    for candidate in (exact, followed):
+        side = asymmetry_of(candidate.curvature, loss, params, reference)
+        if depends_on_side(side, params):
+            why = f"{candidate.name}, off by {percent(side.error)} in u J, for {meaning}"
+            return Choice(candidate.curvature, why, seconds=found.seconds)
+    error = max(found.error, asymmetry.error)
+    if error <= USABLE:
+        why = f"{exact.name}, off by {percent(error)}, though {meaning}, and this engine needs u J"
+        return Choice(exact.curvature, why, doubtful=True, seconds=found.seconds)
+    raise ValueError(
+        f"curvature: {meaning}; this engine needs the products u J, but {found.fault}, and differences are J u: stop "
+        f"gradients by detach() rather than in a Function's backward, as in s(x) + (f(x) - s(x)).detach(), or take the "
+        f"engine forward, or one without products (one_step, or neumann of 1 term); {FORCE}"
+    )
 
 
 def _by_differences(
@@ -108,15 +136,15 @@ def _by_differences(
             break
     error, _, found, best = min(tried)
     if reference.spread > USABLE:  # nothing to compare with
-        best, why = candidates[0], _unclear(candidates[0], found, reference, outside)
-        return Choice(best.curvature, f"{why}, for {fault}", doubtful=True, outside_autocast=outside)
+        best, why = candidates[0], _unclear(candidates[0], reference, outside)
+        return Choice(best.curvature, f"{why}, for {fault}", True, outside, found.seconds)
     if error > DOUBTFUL:
         raise ValueError(
             f"curvature: no products are right: {fault}, and {best.name} are off by {percent(error)}: "
             f"take float64, or an engine without products (one_step, or neumann of 1 term); {FORCE}"
         )
     why = f"{_said(best, found, reference, outside)}, for {fault}"
-    return Choice(best.curvature, why, doubtful=error > USABLE, outside_autocast=outside)
+    return Choice(best.curvature, why, error > USABLE, outside, found.seconds)
 
 
 def _judged(
@@ -132,18 +160,20 @@ def _judged(
     found = measure(given.curvature, loss, params, reference)
     if found.error == math.inf and not found.seconds:
         raise ValueError(f"curvature: {given.name} cannot be taken, for {found.fault}: leave the choice to the library")
+    choice = Choice(given.curvature, _said(given, found, reference, False), seconds=found.seconds)
     right = found.error <= max(USABLE, tolerance(params, under_autocast))
     if right and given.curvature is exact.curvature:
-        return Choice(given.curvature, _said(given, found, reference, False))
+        return choice
     if not right and found.error <= 3.0 * reference.spread < math.inf:
-        return Choice(given.curvature, _unclear(given, found, reference, False), doubtful=True)
+        return choice._replace(why=_unclear(given, reference, False), doubtful=True)
     asymmetry = asymmetry_of(given.curvature, loss, params, reference)
+    if not pushes and depends_on_side(asymmetry, params):
+        return choice._replace(why=f"{given.name}, off by {percent(asymmetry.error)} in u J, for {_meaning(asymmetry)}")
     if asymmetry.is_real:
         side = "J u" if pushes else "u J"
         why = f"{given.name}, though {_meaning(asymmetry)}, and this engine needs {side}"
-        return Choice(given.curvature, why, doubtful=True)
-    why = _said(given, found, reference, False) if right else f"{given.name}, though {found.fault}"
-    return Choice(given.curvature, why, doubtful=not right)
+        return choice._replace(why=why, doubtful=True)
+    return choice if right else choice._replace(why=f"{given.name}, though {found.fault}", doubtful=True)
 
 
 def _unchecked(exact: Candidate, first: Candidate, given: Candidate | None, loss: Loss, params: Params) -> Choice:
@@ -159,14 +189,13 @@ def _unchecked(exact: Candidate, first: Candidate, given: Candidate | None, loss
 
 def _said(taken: Candidate, found: Measured, reference: Reference, outside: bool) -> str:
     where = f"{taken.name}{' outside autocast' if outside else ''}"
-    cost = f"a product takes {1e3 * found.seconds:.3g} ms"
-    return f"{where}, off by {percent(found.error)} from {reference.name}; {cost}"
+    return f"{where}, off by {percent(found.error)} from {reference.name}"
 
 
-def _unclear(taken: Candidate, found: Measured, reference: Reference, outside: bool) -> str:
+def _unclear(taken: Candidate, reference: Reference, outside: bool) -> str:
     apart = f"{reference.name} of several step lengths are {percent(reference.spread)} apart"
     where = f"{taken.name}{' outside autocast' if outside else ''}"
-    return f"{where}, not checked: {apart}; a product takes {1e3 * found.seconds:.3g} ms"
+    return f"{where}, not checked: {apart}"
 
 
 def _meaning(asymmetry: Asymmetry) -> str:

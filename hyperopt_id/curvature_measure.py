@@ -53,30 +53,36 @@ def measure(
     in_double: bool = False,
 ) -> Measured:
     """Products held against a reference. Products by differences agree with a reference of their own step length
-    whatever they are, so that only the best one counts for them."""
+    whatever they are, so that only the best one counts for them, in every direction: a few may cross no jump."""
     error, seconds = 0.0, 0.0
-    for probe in reference.probes:
+    for probe in reference.all_probes if by_differences else reference.probes:
         point, direction = probe.point, probe.direction
         if not in_double:
             point, direction = _like(point, params), _like(direction, params)
-        try:
-            with Widened() if in_double else nullcontext():
-                _, compute = curvature(loss, loss, point)
-                began = time.perf_counter()
-                product = compute(direction)
-            finite = all(bool(value.isfinite().all()) for value in product.values())
-            seconds = time.perf_counter() - began
-        except (RuntimeError, NotImplementedError) as problem:
-            reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-            return Measured(math.inf, 0.0, f"the loss has no second derivative ({reason})")
-        if not finite:
-            return Measured(math.inf, seconds, "the second derivative of the loss is not finite there")
+        with Widened() if in_double else nullcontext():
+            product, seconds, fault = take(curvature, loss, point, direction)
+        if fault:
+            return Measured(math.inf, seconds, fault)
         if by_differences:
             best, spread = probe.best()
             error = max(error, spread, difference(best, product))
         else:
             error = max(error, probe.error(product, enough=tolerance(params, under_autocast=False) / 10.0))
     return Measured(error, seconds, f"the recorded second derivative is off by {percent(error)} from {reference.name}")
+
+
+def take(curvature: Curvature, loss: Loss, point: Params, direction: Params) -> tuple[Params, float, str]:
+    """A product, the seconds that it takes, and why it is not to be used, if so."""
+    try:
+        _, compute = curvature(loss, loss, point)
+        began = time.perf_counter()
+        product = compute(direction)
+    except (RuntimeError, NotImplementedError) as problem:
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        return {}, 0.0, f"the loss has no second derivative ({reason})"
+    finite = all(bool(value.isfinite().all()) for value in product.values())
+    seconds = time.perf_counter() - began
+    return product, seconds, "" if finite else "the second derivative of the loss is not finite there"
 
 
 def _like(values: Params, params: Params) -> Params:
@@ -102,7 +108,7 @@ def asymmetry_of(curvature: Curvature, loss: Loss, params: Params, reference: Re
         products = [compute(_like(u, params)) for u in directions]
     except (RuntimeError, NotImplementedError):
         return Asymmetry(size, math.inf, noise)
-    found = torch.tensor([[dot(product, v) for v in directions] for product in products])
+    found = torch.tensor([[dot(product, v) for v in directions] for product in products], dtype=torch.float64)
     return Asymmetry(size, float((found - forms).norm() / forms.norm().clamp_min(1e-300)), noise)
 
 

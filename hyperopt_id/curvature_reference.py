@@ -106,8 +106,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reference:
-    """Probes of one loss: at the weights it starts from, in three directions of which the others are for what the first
-    finds, and near them, where nothing is zero by initialization. `double`: in float64."""
+    """Probes of one loss: at the weights it starts from, in three directions of which the first is for exact products,
+    and near them, where nothing is zero by initialization. `double`: in float64."""
 
     start: Sequence[Probe]
     near: Probe | None
@@ -116,6 +116,10 @@ class Reference:
     @property
     def probes(self) -> list[Probe]:
         return [self.start[0]] + ([] if self.near is None else [self.near])
+
+    @property
+    def all_probes(self) -> list[Probe]:
+        return [*self.start, *([] if self.near is None else [self.near])]
 
     @property
     def name(self) -> str:
@@ -128,7 +132,7 @@ class Reference:
 
     def forms(self) -> Tensor:
         """The numbers u J v of all pairs of directions (u, v): a symmetric matrix where J is symmetric."""
-        return torch.tensor([[dot(u.direction, v.best()[0]) for v in self.start] for u in self.start])
+        return torch.tensor([[dot(u.direction, v.best()[0]) for v in self.start] for u in self.start]).double()
 
 
 def make_reference(loss: Loss, params: Params) -> Reference | None:

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from hyperopt_id import population
+from hyperopt_id import population, trees
 from hyperopt_id.curvature import Curvature, examine, none
+from hyperopt_id.derivatives import Loss
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.trees import Params
+
+FEW, LEAST_SHARE = 500_000, 1 / 8  # numbers kept by a pass beyond which rows are left out, and the share that stays
 
 logger = logging.getLogger("hyperopt_id")
 
@@ -43,20 +47,34 @@ def pick_products(
         return Products(none)
     params, buffers = task.init(seed)
 
-    def bound(loss: Callable[..., Any]) -> Callable[[Params], Any]:
-        return lambda w: loss(w, buffers, batch)
+    def losses(rows: Any) -> tuple[Loss, Loss | None]:
+        def bound(loss: Callable[..., Any]) -> Loss:
+            return lambda w: loss(w, buffers, rows)
 
-    choice = examine(
-        bound(autocast(task.loss) if under_autocast else task.loss),
-        params,
-        given=given,
-        differences=differences,
-        plain=bound(task.loss) if under_autocast else None,
-        pushes=engine.pushes,
-    )
-    note = f"curvature: {choice.why}"
+        return bound(autocast(task.loss) if under_autocast else task.loss), bound(task.loss) if under_autocast else None
+
+    loss, plain = losses(batch)
+    share = FEW / max(count_saved(loss, params), 1)
+    few = losses(task.thin(batch, max(share, LEAST_SHARE))) if share < 1.0 else None
+    choice = examine(loss, params, given=given, differences=differences, plain=plain, pushes=engine.pushes, few=few)
+    note = f"curvature: {choice.line}"
     logger.log(logging.WARNING if choice.doubtful else logging.INFO, note)
     return Products(choice.curvature, choice.outside_autocast, ((note, time.perf_counter()),))
+
+
+@torch.enable_grad()
+def count_saved(loss: Loss, params: Params) -> int:
+    """How many numbers a forward pass keeps for the gradient: its size, whatever machine it is on."""
+    count = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal count
+        count += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(trees.variables(params))
+    return count
 
 
 def pick_curvature(given: Curvature | None, engine: Engine, task: Task, seed: int) -> Curvature:

@@ -1,0 +1,102 @@
+"""Laws of hypergradients of whole runs: they are derivatives of what is trained, whatever the second derivative is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from curvature_tasks import (
+    PULLS,
+    PUSHES,
+    SPACE,
+    Zeros,
+    kept,
+    padded,
+    plain,
+    regression,
+    spectral,
+    stopped,
+    straight_through,
+    with_hook,
+)
+
+import hyperopt_id as hid
+from hyperopt_id import curvature, population, trees
+from hyperopt_id.derivatives import gradient
+from hyperopt_id.telemetry import Telemetry
+
+STEP = 1e-5
+IN_A_LOOP = (kept, with_hook, spectral)
+
+
+def trained(task: hid.Task, given: Any, shift: float = 0.0, engine: Any = PULLS, lift: Any = "loop") -> Any:
+    """A run after 4 steps, its record, and the batch of its objective; the learning rate times 10^shift."""
+    space = hid.Space(
+        dict(SPACE.hypers)
+        | {"lr": hid.Hyper(0.05 * 10.0**shift, hid.LOG10, tune=("global",)), "weight_decay": hid.Hyper(0.01)}
+    )
+    seeds = [0, 1] if lift == "vmap" else [0]
+    parts = hid.assemble(
+        task,
+        rule=hid.rules.sgd(),
+        space=space,
+        engine=engine,
+        curvature=given,
+        seeds=seeds,
+        execution=hid.Execution(lift, len(seeds)),
+    )
+    run = population.split(parts.start(), parts.members, parts.lift)[0]
+    target = parts.batches("validation", seeds, 0, 1)[0]
+    return *parts.update(run, parts.batches("train", seeds, 0, 4), target, 0), target
+
+
+def by_differences(task: hid.Task) -> float:
+    """Gradient of the objective at the weights that are trained, times their derivative in log10 of the rate."""
+    run, _, target = trained(task, curvature.none)
+    ahead, behind = (trained(task, curvature.none, step)[0].z.params for step in (STEP, -STEP))
+    v = gradient(lambda w: task.loss(w, run.z.buffers, target), trees.variables(run.z.params)).value
+    return float(sum((v[k] * (ahead[k] - behind[k])).sum() for k in v)) / (2.0 * STEP)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [kept, plain, straight_through, stopped, with_hook, spectral, padded],
+    ids=lambda factory: factory.__name__,
+)
+def test_the_hypergradient_is_the_derivative_of_what_is_trained(factory: Any):
+    """Of `spectral`, the statistics that go from step to step are constants."""
+    task = regression(factory, torch.float64)
+    expected = torch.tensor(by_differences(task), dtype=torch.float64)
+    ways = [(PULLS, "loop"), (PUSHES, "loop"), (PULLS, "vmap")]
+    for engine, lift in ways[: 2 if factory in IN_A_LOOP else 3]:
+        found = trained(task, None, engine=engine, lift=lift)[1].hypergradient["lr/global"].reshape(-1)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4 if factory is spectral else 1e-5, atol=0)
+
+
+def test_second_derivatives_that_are_not_finite_skip_nothing():
+    parts = hid.assemble(regression(Zeros), rule=hid.rules.sgd(), space=SPACE, engine=PULLS)
+    assert not hid.run(parts, hid.Plan(updates=5))["skipped_updates"].any()
+
+
+def test_a_run_under_autocast_takes_these_products():
+    """Its hypergradient is that of a run in float32, as far as bfloat16 gradients are."""
+    found = []
+    for low in (False, True):
+        execution = hid.Execution(autocast=low)
+        engine = hid.hypergrad.neumann(5)
+        parts = hid.assemble(regression(kept), rule=hid.rules.sgd(), space=SPACE, engine=engine, execution=execution)
+        run = population.split(parts.start(), parts.members, parts.lift)[0]
+        batches, targets = parts.batches("train", [0], 0, 5), parts.batches("validation", [0], 0, 1)
+        found.append(parts.update(run, batches, targets[0], 0)[1].hypergradient["lr/global"])
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("opened_first", [True, False])
+def test_the_log_of_a_library_run_says_once_what_was_chosen(tmp_path: Path, opened_first: bool):
+    def assemble() -> Any:
+        return hid.assemble(regression(plain), rule=hid.rules.sgd(), space=SPACE, engine=PULLS)
+
+    parts = None if opened_first else assemble()
+    with Telemetry(tmp_path / "run", {}, total=2, progress="none") as telemetry:
+        telemetry.close(hid.run(parts or assemble(), hid.Plan(updates=2), telemetry))
+    assert (tmp_path / "run" / "log.txt").read_text().count("curvature: exact, off by") == 1
