@@ -1,4 +1,5 @@
-"""more than half of the last %d were left out for %s: %s"""
+"""Warnings of hyper-updates whose hypergradient is not finite: at the first, and when more than half of the last hundred
+were left out."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +9,12 @@ from hyperopt_id.population import Run
 logger = logging.getLogger("hyperopt_id")
 
 WINDOW, SHOWN = 100, 8
+WHY = "the hypergradient is not finite, so that hyperparameters stay as they are while weights are trained on"
+CURE = (
+    "if losses are small, a second derivative is not finite, as of a norm or a root at zero in a row that the first "
+    "batch does not have: take finite differences (curvature=curvature.finite_difference(), "
+    "hypergradient.curvature.name=finite_difference); if they are large, lower learning rates or the series' terms"
+)
 Skips = dict[int, list[int]]  # member -> the hyper-updates of the last hundred that were left out
 
 
@@ -33,11 +40,10 @@ def note_skips(skips: Skips, counts: dict[int, int], update: int) -> Skips:
             first.append(member)
         if len(past) == WINDOW // 2:
             often.append(member)
-    why = "their hypergradients are not finite, so that hyperparameters stay as they are"
     if first:
-        logger.warning("hyper-update %d is left out for %s: %s", update + 1, _named(first), why)
+        logger.warning("hyper-update %d is left out for %s: %s; %s", update + 1, _named(first), WHY, CURE)
     if often:
-        logger.warning("more than half of the last %d were left out for %s: %s", WINDOW, _named(often), why)
+        logger.warning("more than half of the last %d were left out for %s: %s", WINDOW, _named(often), WHY)
     return {member: updates for member, updates in recent.items() if updates}
 
 

@@ -58,6 +58,34 @@ def test_a_run_that_skips_everything_warns_twice(how: Any, caplog: pytest.LogCap
     assert summary["skipped_updates"].tolist() == [110] * 3
 
 
+def test_a_row_of_zeros_that_comes_later_leaves_out_its_hyper_updates_alone(caplog: pytest.LogCaptureFixture):
+    """Until then, and in what is trained then, the run is the one that differences make, which leaves nothing out."""
+    inputs = torch.where(torch.arange(40)[:, None] == 13, 0.0, X.double() + 2.0)
+    data = hid.Dataset(inputs, DATA.targets.double(), DATA.splits)
+    task = hid.supervised(data, Net, "mse", 5)
+    order = task.batches("train", [0], 0, 16).index
+    assert order is not None
+    update = int((order[:, 0] == 13).any(-1).nonzero()[0])  # with a step each
+    assert update > 0
+
+    def train(updates: int, given: Any = None) -> Any:
+        parts = hid.assemble(task, rule=hid.rules.sgd(), space=SPACE, engine=hid.hypergrad.neumann(2), curvature=given)
+        return hid.run(parts, hid.Plan(updates=updates, steps_per_update=1))
+
+    with caplog.at_level(logging.INFO, "hyperopt_id"):
+        before, after, later = train(update), train(update + 1), train(update + 2)
+    assert caplog.text.count("curvature: exact, off by") == 3
+    (message, _) = messages(caplog, "left out for")
+    assert message.startswith(f"hyper-update {update + 1} is left out for member 0: the hypergradient is not finite")
+    assert "take finite differences (curvature=curvature.finite_difference(), " in message
+    assert [summary["skipped_updates"].item() for summary in (before, after, later)] == [0, 1, 1]
+    assert before["hyper"]["lr"] == after["hyper"]["lr"] != later["hyper"]["lr"]
+    differences = train(update + 1, curvature.finite_difference(1e-6, 2))
+    assert not differences["skipped_updates"].any()
+    assert differences["hyper"]["lr"] != after["hyper"]["lr"]
+    torch.testing.assert_close(after["final"]["loss/test"], differences["final"]["loss/test"], rtol=1e-6, atol=0)
+
+
 def test_a_resumed_run_warns_as_one_that_was_never_interrupted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def train(updates: int, resume: Any = None) -> list[str]:
         caplog.clear()
