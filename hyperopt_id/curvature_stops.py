@@ -52,6 +52,8 @@ class StopsFollowed(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _STOPPING:
             return _stopped(args[0])
+        if func is Tensor.numpy:
+            return args[0].detach().numpy(*args[1:], **kwargs)
         if func is Tensor.register_hook:
             return args[0].register_hook(_in_first_pass(*args[1:], **kwargs))
         if func is F.embedding:

@@ -1,5 +1,4 @@
-"""Warnings of hyper-updates whose hypergradient is not finite: at the first, and when more than half of the last hundred
-were left out."""
+"""Warnings of hyper-updates that are left out, at the first one and when they are more than half of the last hundred."""
 
 import logging
 from collections.abc import Sequence
