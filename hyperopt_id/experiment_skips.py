@@ -1,4 +1,4 @@
-"""Warnings of hyper-updates that are left out, at the first one and when they are more than half of the last hundred."""
+"""Warnings of hyper-updates that are left out: at the first one, and when more than half of the last hundred are."""
 
 import logging
 from collections.abc import Sequence
