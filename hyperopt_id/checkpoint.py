@@ -1,12 +1,13 @@
 """Checkpoints: one tree per file, written atomically, verified when read, restored to the last bit.
 
-    directory/step_000001200.pt     torch.load(..., weights_only=True) gives {"format", "step", "tree", "identity"}
-    directory/latest                the name of the newest of them, for people and scripts
+    directory/step_000001200.pt    {"format", "step", "tree", "identity", "reports", "digest"}, by torch.save
+    directory/latest               the name of the newest of them, for people and scripts
 
-`identity` says whose it is (see `build.identity`), or is None where nobody said it. A tree is built of tensors,
-numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else, which is what ``weights_only`` reads
-without running code. Two invariants hold at every instant, also when the process is killed or the machine loses power
-in the middle of ``save``:
+`identity` says whose it is (see `build.identity`), `reports` is the SHA-256 of the reports that it follows; each is
+None where nobody said it. `digest` is the SHA-256 of all the rest. Files of earlier versions lack some of these. A tree
+is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else, which is what
+``weights_only`` reads without running code. Two invariants hold at every instant, also when the process is killed or
+the machine loses power in the middle of ``save``:
 
 * a ``step_*.pt`` is complete: it is written under another name in the same folder, synchronized to the
   disk, and renamed;
@@ -14,8 +15,8 @@ in the middle of ``save``:
   removed.
 
 ``load`` trusts nothing: a file counts only when it is a regular file, not larger than what is expected, holds what it
-declares, uncompressed, the CRC-32 of each of its records is right, ``torch.load`` reads it, and it is of the step that
-its name says.
+declares, uncompressed, the CRC-32 of each of its records is right, ``torch.load`` reads it, it is of the step that its
+name says, and its content has the digest that was saved with it.
 """
 
 import os
@@ -23,7 +24,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -32,16 +33,19 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import files
+from hyperopt_id.tasks.digests import digest
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
 _LEAVES = (bool, int, float, str, type(None))
 _ALLOWED = "allowed are tensors, numbers, strings, booleans, None, lists, tuples and dictionaries"
 Check = Callable[[dict[str, Any]], object]  # of what a file holds; raises ValueError if it will not do
-_warn = partial(warnings.warn, stacklevel=2)  # the place that it names is the one that called `load`
+_warn = partial(warnings.warn, stacklevel=3)  # the place that it names is the one that called `load`
 
 
-def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any = None) -> Path:
+def save(
+    directory: str | Path, tree: Any, step: int, keep: int, identity: Any = None, reports: str | None = None
+) -> Path:
     """Write ``tree`` as the newest checkpoint of ``directory``; the ``keep`` newest remain.
 
     Files of later steps are removed: they belong to a continuation that was abandoned by resuming before
@@ -53,6 +57,8 @@ def save(directory: str | Path, tree: Any, step: int, keep: int, identity: Any =
     files.make_folder(directory)
     _remove_temporary(directory)
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
+    record["reports"] = reports
+    record["digest"] = _digest(record)
     path = directory / f"step_{step:09d}.pt"
     files.replace(path, lambda file: _write(record, file))
     _name_latest(directory, path.name)
@@ -108,7 +114,9 @@ def _remove(directory: Path, stale: Collection[Path]) -> None:
 
 
 def _name_latest(directory: Path, name: str) -> None:
-    files.replace(directory / "latest", lambda file: file.write(name.encode() + b"\n"))
+    latest = directory / "latest"
+    if not latest.is_dir() or latest.is_symlink():  # a folder stays: nothing here reads this name
+        files.replace(latest, lambda file: file.write(name.encode() + b"\n"))
 
 
 def load(
@@ -117,7 +125,19 @@ def load(
     check: Check = lambda record: None,
     limit: int | None = None,
 ) -> tuple[Any, int]:
-    """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU.
+    """Return (tree, step) of the newest checkpoint that can be read, with every tensor on the CPU; see
+    ``load_record``."""
+    record = load_record(directory, warn, check, limit)
+    return record["tree"], record["step"]
+
+
+def load_record(
+    directory: str | Path,
+    warn: Callable[[str], object] = _warn,
+    check: Check = lambda record: None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Return what the newest checkpoint that can be read holds, with every tensor on the CPU.
 
     ``warn`` (default: a ``UserWarning``) is told of each newer one that cannot, with the reason; ``ValueError``,
     with all reasons, when none is left. One that ``check`` refuses, or that has more than ``limit`` bytes, is passed
@@ -138,7 +158,7 @@ def load(
     raise ValueError("; ".join([none, *reasons, "start the run anew"]))
 
 
-def _read(path: Path, check: Check, limit: int | None) -> tuple[Any, int]:
+def _read(path: Path, check: Check, limit: int | None) -> dict[str, Any]:
     with files.open_regular(path, limit) as file, warnings.catch_warnings(action="ignore"):
         _verify(file)
         record = torch.load(file, map_location="cpu", weights_only=True)
@@ -148,7 +168,25 @@ def _read(path: Path, check: Check, limit: int | None) -> tuple[Any, int]:
     if record["step"] != _step(path):
         raise ValueError(f"it is of step {record['step']}, and its name says {_step(path)}")
     check(record)
-    return record["tree"], record["step"]
+    if record.get("digest", saved := _digest(record)) != saved:
+        raise ValueError("its content is not the one that was saved")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return digest(*_pieces({key: value for key, value in record.items() if key != "digest"}))
+
+
+def _pieces(tree: Any) -> Iterator[str | Tensor]:
+    """What a tree consists of, in an order that says how."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        yield f"{type(tree).__name__} {len(tree)}"
+        for entry in tree:
+            yield from (repr(entry), *_pieces(tree[entry])) if isinstance(tree, dict) else _pieces(entry)
+    else:
+        yield repr(tree)
 
 
 def _verify(file: IO[bytes]) -> None:

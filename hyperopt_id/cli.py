@@ -14,7 +14,6 @@ from hyperopt_id.build.names import from_config
 from hyperopt_id.config import dump, load
 from hyperopt_id.config_schema import Config
 from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
-from hyperopt_id.telemetry import is_finished
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,7 +132,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _resume(config: Config, directory: Path, build: launch.Build) -> None:
-    if is_finished(directory) and not launch.changes(directory, config):
+    if launch.finished(directory) is not None and not launch.changes(directory, config):
         print(f"the run in {directory} is finished; there is nothing to resume")
     else:
         launch.resume(config, directory, build=build)

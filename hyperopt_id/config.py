@@ -54,6 +54,8 @@ def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Config:
         layers = _Layers()
         for file in files:
             layers.read(Path(file), ())
+        if len(files) == 1:
+            layers.sources[""] = str(files[0])
         for override in overrides:
             layers.merge(_read_override(override), "--set")
         return _finish(layers.tree, layers.sources)

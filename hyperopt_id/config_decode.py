@@ -33,13 +33,14 @@ def encode(config: Any) -> Any:
 
 
 def source_of(keys: tuple[str, ...], sources: Sources) -> str:
-    """Where `keys` were set, each place once; if nowhere, where the section of the first was."""
+    """Where `keys` were set, each place once; if nowhere, where the section of the first was, or the only file that
+    there is."""
     found = [sources[key] for key in keys if key in sources]
     section = keys[0]
     while not found and "." in section:
         section = section.rpartition(".")[0]
         found = [sources[section]] if section in sources else []
-    return ", ".join(dict.fromkeys(found)) or "config"
+    return ", ".join(dict.fromkeys(found)) or sources.get("", "config")
 
 
 class _Decoder:

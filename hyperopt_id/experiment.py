@@ -100,8 +100,10 @@ def stages(
             if telemetry is not None and due:
                 with parts.stopwatch.measure("logging"):
                     tree = {**progress.tree(parts, began), **(remember or {})}
+                    reports = telemetry.digest if isinstance(telemetry, Telemetry) else None
                     synchronize(telemetry.directory)
-                    checkpoint.save(telemetry.directory / "checkpoints", tree, progress.update, plan.keep, identity)
+                    place = telemetry.directory / "checkpoints"
+                    checkpoint.save(place, tree, progress.update, plan.keep, identity, reports)
             if ends:
                 raise Interrupted(ends, f" after hyper-update {progress.update}")
             if reported:

@@ -59,8 +59,11 @@ def _checked(tree: Any, start: dict[str, Any], parts: Parts, plan: Plan) -> dict
         check_form(value, _number, f"it: seconds: {shorten(str(name))}")
     for part in ("best", "final"):
         for name, value in tree[part].items():
-            if value.shape != (runs,):
-                raise ValueError(f"it: {part}: {shorten(name)} is {list(value.shape)}, needed are {runs} numbers")
+            if value.shape != (runs,) or value.layout != torch.strided or value.is_complex():
+                has = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+                raise ValueError(f"it: {part}: {shorten(name)} is {has}, needed are {runs} numbers")
+    if tree["best"] and not {"update", "loss/validation"} <= tree["best"].keys():
+        raise ValueError("it: best lacks update or loss/validation")
     run = conformed(parts.adopt(tree["run"]), start, "run")
     _check_finite("params", run["z"]["params"], start["z"]["params"])
     _check_raw(run["raw"])

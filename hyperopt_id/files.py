@@ -9,6 +9,7 @@ ValueError of one line that begins with the path.
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -22,9 +23,10 @@ MEBIBYTE = 2**20
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write(file)`` fill ``path``, on the disk when this returns. What fails leaves the old content; an OSError
     names ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
-        with open(temporary, "wb") as file:
+        remove(temporary)  # a link or pipe of that name, too, which would be written to
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -36,6 +38,29 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
         raise
     synchronize(path.parent)
+
+
+def temporary_of(path: Path) -> Path:
+    """What `replace` writes to."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link, pipe or empty folder, if there is one. Raises OSError for a folder with something in it."""
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        path.rmdir()
+
+
+def make_way(path: Path) -> None:
+    """Remove an empty folder that stands where `replace` is to write. Raises ValueError for one that is not empty."""
+    for place in (path, temporary_of(path)):
+        if place.is_dir() and not place.is_symlink():
+            try:
+                place.rmdir()
+            except OSError as error:
+                raise ValueError(f"{place}: is a folder, in the place of a file; remove it to go on") from error
 
 
 def make_folder(path: Path) -> None:
@@ -69,6 +94,16 @@ def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path}: is no regular file")
     raise ValueError(f"{path}: has {status.st_size} bytes, where at most {limit} are expected")
+
+
+def open_to_write(path: str | Path, flags: int, mode: int = 0o666) -> int:
+    """An `opener` for `open`: a regular file itself. What a link leads to is not ours to write to (ELOOP), and a pipe
+    does not keep us waiting for a reader. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
 
 
 def read(path: str | Path, limit: int) -> bytes:

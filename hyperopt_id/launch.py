@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-from hyperopt_id import checkpoint, experiment, runtime
-from hyperopt_id.build.identity import FILE as IDENTITY
+from hyperopt_id import checkpoint, experiment, files, runtime
 from hyperopt_id.build.identity import UNKNOWN, Identity, check_identity, identity, read_identity
 from hyperopt_id.build.names import from_config, pick_device, starting_values
 from hyperopt_id.config import differences, dump, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.experiment_state import state_check
-from hyperopt_id.telemetry import Telemetry, first_device, is_finished, read_json
-from hyperopt_id.telemetry.directory import INSIDE, may_hold_runs, write_json
+from hyperopt_id.telemetry import Telemetry, first_device
+from hyperopt_id.telemetry.directory import IDENTITY, INSIDE, make_way, may_hold_runs, write_json
 
 logger = logging.getLogger("hyperopt_id")
+SUMMARY = {"final": dict, "best_validation": dict, "diverged": [bool], "diverged_at": [int]}
 
 Build = Callable[..., tuple[Parts, Plan]]  # (config, compiled=...) -> parts, as `from_config`
 
@@ -81,10 +81,22 @@ def newest(config: Config) -> Path:
     group = group_directory(config)
     runs = sorted((path.parent for path in group.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
     runs = [path for path in runs if not changes(path, config)]
-    unfinished = [path for path in runs if not is_finished(path)] or runs
+    unfinished = [path for path in runs if finished(path) is None] or runs
     if not unfinished:
         raise ValueError(f"--resume auto found no run of this config in {group}; leave --resume out to start one")
     return unfinished[-1]
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The summary of the run in `directory`; None while it is not finished, or where its summary is damaged or of
+    another run, and is to be written anew."""
+    try:
+        summary = files.read_json_file(directory / "summary.json", SUMMARY)
+        known = read_identity(directory)
+    except ValueError:
+        return None
+    is_own = known is None or summary.get("config_hash", known["config"]) == known["config"]
+    return summary if is_own else None
 
 
 def changes(directory: Path, config: Config) -> list[str]:
@@ -106,8 +118,8 @@ def resume(config: Config, directory: Path, *, build: Build = from_config) -> di
         raise ValueError(
             f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead"
         )
-    if is_finished(directory):
-        return read_json(directory / "summary.json")
+    if (summary := finished(directory)) is not None:
+        return summary
     here, first = pick_device(config.device).type, first_device(directory)
     if first not in (None, here):  # `auto` would mean another device now
         raise ValueError(
@@ -147,12 +159,18 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
             parts, plan = build(config, compiled=_compiled(directory) if continued else None)
             own, saved = identity(config, parts), None
             if continued:
+                if (directory / "summary.json").exists():
+                    logger.warning("%s is damaged or of another run, and is written anew", directory / "summary.json")
                 known = _known_identity(directory)
                 check_identity(known, own, f"the run in {directory}")
-                saved = _newest_checkpoint(directory, parts, plan, own, is_known=known is not None)
-                telemetry.begin(saved["update"] if saved else 0, plan.reports(saved["update"]) if saved else ())
-                if saved:
+                make_way(directory)
+                record = _newest_checkpoint(directory, parts, plan, own, is_known=known is not None)
+                if record:
+                    saved = record["tree"]
+                    telemetry.begin(saved["update"], plan.reports(saved["update"]), record.get("reports"))
                     checkpoint.tidy(directory / "checkpoints", saved["update"], plan.keep)
+                else:
+                    telemetry.begin(0, ())
         except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
             if not continued:
                 telemetry.discard()
@@ -200,7 +218,7 @@ def _compiled(directory: Path) -> bool | None:
 def _newest_checkpoint(
     directory: Path, parts: Parts, plan: Plan, own: Identity, is_known: bool
 ) -> dict[str, Any] | None:
-    """The tree of the newest checkpoint of this run, None if it has none yet; those passed over are said, and so is one
+    """The newest checkpoint of this run, None if it has none yet; those passed over are said, and so is one
     that does not say whose it is, where nothing else (`is_known`) does."""
     folder = directory / "checkpoints"
     if not any(folder.glob("step_*.pt")):
@@ -215,4 +233,4 @@ def _newest_checkpoint(
         if record.get("identity") is None and not is_known:
             logger.warning(UNKNOWN, directory)
 
-    return checkpoint.load(folder, logger.warning, check, limit)[0]
+    return checkpoint.load_record(folder, logger.warning, check, limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from short_runs import ENGINES, assert_same_run, interrupted, train
+from short_runs import ENGINES, assert_same_run, interrupted, summary, train
 
 from hyperopt_id import checkpoint, cli, experiment
 from hyperopt_id.build.names import from_config
@@ -105,7 +105,10 @@ EDITS: dict[str, tuple[Callable[[Record], object], str]] = {
     "diverged before its start": (lambda r: RUN(r)["diverged_at"].fill_(-2), "diverged_at has a number"),
     "more skipped than made": (lambda r: RUN(r)["skipped"].fill_(5), "skipped has a number"),
     "seconds that run backwards": (lambda r: of("seconds")(r).update(total=-1.0), "seconds: total"),
-    "metrics of another population": (lambda r: of("best")(r).update(x=torch.zeros(2)), "best: x is [2]"),
+    "weights that were edited": (lambda r: PARAMS(r)[WEIGHT].mul_(1.001), "its content is not the one that was saved"),
+    "a best that was edited": (lambda r: of("best")(r)["update"].add_(1), "its content is not the one that was saved"),
+    "no identity": (lambda r: r.update(identity=None), "its content is not the one that was saved"),
+    "metrics of another population": (lambda r: of("best")(r).update(x=torch.zeros(2)), "best: x is float32 [2]"),
 }
 
 
@@ -137,7 +140,6 @@ def sparse(path: Path) -> None:
 
 NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, "is no regular file"),
-    "a folder": (Path.mkdir, "is no regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
     "a link to nothing": (lambda path: path.symlink_to("nothing"), "cannot be read"),
     "a zip bomb": (bomb, "it is compressed"),
@@ -158,12 +160,38 @@ def test_what_is_no_checkpoint_is_passed_over(kind, whole, tmp_path, capsys, mon
     newest.unlink()
     make, said = NO_CHECKPOINTS[kind]
     make(newest)
-    if kind == "a folder":  # which the next save cannot replace
-        with pytest.warns(UserWarning, match=said):
-            assert checkpoint.load(cut / "checkpoints")[1] == 3
-        return
     resumed(whole, cut, capsys, said)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step_000000004.pt", "identity.json", "environment.json", "summary.json"])
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_folder_in_the_place_of_a_file_gives_way_or_is_named(holds, name, whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    place = cut / name
+    place.unlink(missing_ok=True)
+    (place / "inside").mkdir(parents=True)
+    if not holds:
+        (place / "inside").rmdir()
+    before = (cut / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut)]) == (2 if holds else 0)
+    if holds:
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said == f"error: {place}: is a folder, in the place of a file; remove it to go on"
+        assert (cut / "metrics.jsonl").read_bytes() == before
+    else:
+        assert_same_run(whole, cut)
+
+
+def test_a_summary_of_another_run_is_not_the_end_of_this_one(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    text = (whole / "summary.json").read_text().replace(summary(whole)["config_hash"], "0123456789abcdef")
+    (cut / "summary.json").write_text(text)
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert "summary.json is damaged or of another run, and is written anew" in capsys.readouterr().err
+    assert_same_run(whole, cut)
 
 
 def test_a_run_in_the_library_refuses_the_state_of_another(whole):
@@ -188,6 +216,7 @@ REPORTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "no JSON": (lambda lines: ["{\n", *lines[1:]], "line 1 of"),
     "a list": (lambda lines: ["[]\n", *lines[1:]], "needs a mapping"),
     "deep": (lambda lines: ["[" * 100_000 + "\n", *lines[1:]], "is damaged"),
+    "another number": (lambda lines: [lines[0].replace('"time": ', '"time": 1'), *lines[1:]], "are not those"),
     "without an update": (lambda lines: ["{}\n", *lines[1:]], "update is missing"),
     "none": (lambda lines: [], "the file ends"),
 }
@@ -249,6 +278,7 @@ def test_what_a_killed_save_left_is_finished_at_the_next_start(whole, tmp_path):
 ODD: dict[str, Callable[[Path], object]] = {
     "a list": lambda path: path.write_text("[]"),
     "a number": lambda path: path.write_text("1"),
+    "a link to nothing": lambda path: (path.unlink(missing_ok=True), path.symlink_to("nothing")),
     "lists for entries": lambda path: path.write_text('{"previous": 3, "device": [], "pid": {}}'),
     "odd starts": lambda path: path.write_text('{"previous": [1, [], {"device": 7}]}'),
     "cut": lambda path: path.write_text('{"previous": '),
@@ -258,11 +288,9 @@ ODD: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["environment.json", "summary.json", "config.json", "checkpoints/latest"])
+@pytest.mark.parametrize("name", ["environment.json", "summary.json", "config.json", "checkpoints/latest", "log.txt"])
 @pytest.mark.parametrize("content", ODD)
 def test_a_resume_does_not_stumble_over_what_it_does_not_need(content, name, whole, tmp_path):
-    if (content, name) in {("lists for entries", "summary.json"), ("odd starts", "summary.json")}:
-        return  # that is a summary
     cut = interrupted(whole, tmp_path / "cut", update=4)
     ODD[content](cut / name)
     assert cli.train(["--resume", str(cut), "--progress", "none"]) == 0

@@ -21,9 +21,10 @@ from hyperopt_id.experiment import Parts
 from hyperopt_id.files import read_json_file
 from hyperopt_id.optim.mulo_weights import load_weights
 from hyperopt_id.tasks.digests import digest, file_digest
+from hyperopt_id.telemetry.directory import IDENTITY
 
 Identity = dict[str, Any]
-FILE = "identity.json"
+FILE = IDENTITY
 FORMAT = 1
 UNKNOWN = (
     "the run in %s is of an earlier version, which kept no digest: make sure that the data are those it began with"

@@ -98,10 +98,11 @@ class Telemetry:
             self._opened = opened.pop_all()
         self.seconds = time.perf_counter() - began
 
-    def begin(self, resume_at: int | None, reports: Iterable[int] | None = None) -> None:
+    def begin(self, resume_at: int | None, reports: Iterable[int] | None = None, digest: str | None = None) -> None:
         """Go on after hyper-update ``resume_at``: later reports are dropped. ``reports`` are the hyper-updates up to it
-        that must have one (None: not known). Raises ValueError, and has changed nothing, if one of them has not."""
-        last = keep_until(self._metrics, -1 if resume_at is None else resume_at, reports)
+        that must have one, ``digest`` is that of their lines (None: not known). Raises ValueError, and has changed
+        nothing, if they are others."""
+        last, self._digest = keep_until(self._metrics, -1 if resume_at is None else resume_at, reports, digest)
         remove_temporary(self.directory)
         write_json(self.directory / "environment.json", describe_environment(self.directory, self._device))
         self._progress.begin(resume_at or 0)
@@ -121,12 +122,19 @@ class Telemetry:
         measured = {name: measure(value, self._runs) for name, value in values.items()}
         record: dict[str, Any] = {"step": step, "update": update, "time": time.monotonic() - self._origin}
         record |= {name: as_json(value, self._runs == 1) for name, value in measured.items()}
-        self._metrics.write(dump(record).encode() + b"\n")
+        line = dump(record).encode() + b"\n"
+        self._metrics.write(line)
         self._metrics.flush()
+        self._digest.update(line)
         self._boarded(lambda: self._board and self._board.write(step, measured))
         self._progress.show(update, record)
         self.seconds += time.perf_counter() - began
         return record
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all reports so far."""
+        return self._digest.hexdigest()
 
     def note(self, message: str, said_at: float) -> None:
         """Have a message in the log that was said at a time of ``time.perf_counter()``, if it was not open by then."""

@@ -6,6 +6,7 @@ one ``ftruncate``.
 """
 
 import fcntl
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -14,7 +15,6 @@ import os
 import platform
 import shlex
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -30,8 +30,7 @@ from hyperopt_id.telemetry.measure import dump
 
 logger = logging.getLogger("hyperopt_id")
 _PACKAGES = ("hyperopt-id", "torch", "numpy", "pyyaml", "tensorboard", "tqdm")
-
-
+IDENTITY = "identity.json"
 INSIDE = ("checkpoints", "trace", "cache", "Weights")  # folders of a run or study, no runs
 
 
@@ -58,14 +57,12 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
     """
     try:
         files.make_folder(directory)
-        metrics = open(directory / "metrics.jsonl", "a+b", opener=_open_at_once)  # noqa: SIM115 - lives as long as the run
+        metrics = open(directory / "metrics.jsonl", "a+b", opener=files.open_to_write)  # noqa: SIM115 - for the whole run
     except OSError as error:
         raise ValueError(
             f"the log directory {directory} cannot be written ({error.strerror or error}); choose another with -l DIR"
         ) from error
     try:
-        if not stat.S_ISREG(os.fstat(metrics.fileno()).st_mode):
-            raise ValueError(f"{metrics.name} is no regular file; remove it, or choose another directory with -l DIR")
         _lock(metrics, directory)
         occupied = is_finished(directory) or metrics.tell() > 0 or any(directory.glob("checkpoints/*.pt"))
         if occupied and not resuming:
@@ -77,11 +74,6 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
         metrics.close()
         raise
     return metrics
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe does not keep us waiting for a reader, and what a link leads to is not ours to cut."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(metrics: IO[bytes], directory: Path) -> None:
@@ -119,24 +111,34 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def keep_until(metrics: IO[bytes], update: int, reports: Iterable[int] | None = None) -> dict[str, Any] | None:
-    """Drop the reports after ``update`` and a half-written last line; return the last report that stays.
+def keep_until(
+    metrics: IO[bytes], update: int, reports: Iterable[int] | None = None, digest: str | None = None
+) -> tuple[dict[str, Any] | None, Any]:
+    """Drop the reports after ``update`` and a half-written last line; return the last report that stays, and the
+    SHA-256 of those that do, to be continued.
 
-    ``reports``: the hyper-updates up to ``update`` that have one. Raises ValueError, with the file untouched, unless
-    these and no others come first; what is behind them is dropped unread.
+    ``reports``: the hyper-updates up to ``update`` that have one; ``digest``: that of these reports. Raises ValueError,
+    with the file untouched, unless they and no others come first; what is behind them is dropped unread.
     """
     last, end = None, 0
     metrics.seek(0)
     there = ((_checked(record, metrics), length) for record, length in records(metrics))
     if reports is None:
-        kept = itertools.takewhile(lambda item: item[0]["update"] <= update, there)
+        expected = itertools.takewhile(lambda item: item[0]["update"] <= update, there)
     else:
-        kept = (_expected(number, next(there, None), metrics) for number in reports)
-    for record, length in kept:
+        expected = (_expected(number, next(there, None), metrics) for number in reports)
+    for record, length in expected:
         last, end = record, end + length
+    metrics.seek(0)
+    kept = hashlib.sha256(metrics.read(end))
+    if digest not in (None, kept.hexdigest()):
+        raise ValueError(
+            f"{metrics.name}: the reports up to hyper-update {update} are not those that the checkpoint follows; bring "
+            "the file back, or start the run anew"
+        )
     metrics.truncate(end)
     metrics.seek(0, os.SEEK_END)
-    return last
+    return last, kept
 
 
 def _checked(record: dict[str, Any], metrics: IO[bytes]) -> dict[str, Any]:
@@ -155,10 +157,19 @@ def _expected(number: int, item: tuple[dict[str, Any], int] | None, metrics: IO[
 
 
 def remove_temporary(directory: Path) -> None:
-    """Remove what writing a file left behind when the process was killed."""
+    """Remove what writing a file left behind when the process was killed; what has such a name and cannot be removed
+    stays."""
     for pattern in (".*.tmp", "trace/**/.*.tmp"):
         for path in directory.glob(pattern):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                files.remove(path)
+
+
+def make_way(directory: Path) -> None:
+    """Remove empty folders in the places of files that a resume writes. Raises ValueError for one that is not empty."""
+    names = ("environment.json", IDENTITY, "summary.json")
+    for path in (*(directory / name for name in names), *directory.glob("checkpoints/step_*.pt")):
+        files.make_way(path)
 
 
 def remove_traces(directory: Path) -> None:

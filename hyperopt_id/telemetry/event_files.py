@@ -9,7 +9,10 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from hyperopt_id.files import open_to_write
 
 HEADER, CHECKSUM = 12, 4
 PREFIX = "events.out.tfevents."
@@ -17,7 +20,7 @@ PREFIX = "events.out.tfevents."
 
 def next_time(folder: Path) -> float:
     """The time for the name of a new file: now, but after all files that are there, whatever the clock says."""
-    latest = [max(_named(path), path.stat().st_mtime) for path in folder.glob(f"{PREFIX}*")]
+    latest = [max(_named(path), path.lstat().st_mtime) for path in folder.glob(f"{PREFIX}*")]
     return max([time.time(), *(known + 1e-3 for known in latest)])
 
 
@@ -27,9 +30,10 @@ def _named(path: Path) -> float:
 
 
 def forget_end(folder: Path, label: str) -> None:
-    """Cut the last record of each file where it holds `label`: the end of a session that now goes on."""
+    """Cut the last record of each file where it holds `label`: the end of a session that now goes on. What is no file
+    that can be written stays."""
     for path in folder.glob(f"{PREFIX}*"):
-        with open(path, "r+b") as file:
+        with suppress(OSError), open(path, "r+b", opener=open_to_write) as file:
             size = os.fstat(file.fileno()).st_size
             last = max(_records(file.fileno(), size), default=None)
             if last is not None and label.encode() in os.pread(file.fileno(), size - last, last):
@@ -40,8 +44,9 @@ def _records(descriptor: int, size: int) -> Iterator[int]:
     """Where the whole records of a file begin."""
     place = 0
     while len(header := os.pread(descriptor, HEADER, place)) == HEADER:
-        end = place + HEADER + struct.unpack("<Q", header[:8])[0] + CHECKSUM
-        if end > size:
+        length = struct.unpack("<Q", header[:8])[0]
+        end = place + HEADER + length + CHECKSUM
+        if end > size or not length:  # zeros, as many as a file of nothing can have
             return
         yield place
         place = end

@@ -4,10 +4,11 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from hyperopt_id.files import open_to_write
 from hyperopt_id.telemetry.measure import typical
 from hyperopt_id.terminal import Screen, screen
 
@@ -32,6 +33,9 @@ class _ConsoleHandler(logging.Handler):
 
 class _FileHandler(logging.FileHandler):
     """Drops what cannot be written: a full disk ends no run here."""
+
+    def _open(self) -> TextIO:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_to_write)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         del record

@@ -1,12 +1,15 @@
-"""The short form of kills and power losses of `train`, and that the harness sees what it is there for."""
+"""The short forms of kills, power losses and damage of runs, and that the harness sees what it is there for."""
 
 import os
 import random
 
+import chaos_checkpoints
 import chaos_kills
 import chaos_power
+import chaos_run_files
 import pytest
 from disk import Disk
+from resuming import Runs
 
 from hyperopt_id import files
 
@@ -30,6 +33,23 @@ def test_a_killed_run_goes_on_to_the_same_numbers(number, folder, wholes):
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_run_goes_on_to_the_same_numbers_after_a_power_loss(number, folder, wholes):
     outcome = chaos_power.trial(number, 1, folder, wholes)
+    assert outcome.fault is None, outcome
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    return Runs(folder)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(number, folder, runs):
+    outcome = chaos_checkpoints.trial(10 * number, 3, folder, runs)
+    assert outcome.fault is None, outcome
+
+
+@pytest.mark.parametrize("number", range(len(chaos_run_files.CHANGES)))
+def test_a_run_goes_on_whatever_its_other_files_are(number, folder, runs):
+    outcome = chaos_run_files.trial(number, 3, folder, runs)
     assert outcome.fault is None, outcome
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ def child(
         try:
             for descriptor in (1, 2):
                 os.dup2(writing, descriptor)
+            sys.stdout = sys.stderr = os.fdopen(2, "w", 1, closefd=False)  # not pytest's
             os.close(reading)
             torch.set_num_threads(1)
             run_directory._git_commit = lambda: None  # a process of its own, which takes longer than the training
@@ -109,14 +111,24 @@ def finish(directory: Path, setting: str) -> Ended:
 
 def difference(whole: Path, cut: Path) -> tuple[Fault | None, str]:
     """What the finished run in `cut` has in another way than the one in `whole` that nothing interrupted."""
-    if not (cut / "summary.json").is_file():
-        return "lost", "no summary.json"
-    for what, read in (("summary", _summary), ("reports", _reports), ("state", _state), ("trace", _trace)):
-        if repr(read(whole)) != repr(read(cut)):
-            return "wrong numbers", what
+    fault, detail = other_numbers(whole, cut)
+    if fault is not None:
+        return fault, detail
+    if repr(_trace(whole)) != repr(_trace(cut)):
+        return "wrong numbers", "trace"
     left, right = (sorted(path.relative_to(place).as_posix() for path in _files(place)) for place in (whole, cut))
     if left != right:
         return "untidy", f"{set(left) ^ set(right)}"
+    return None, ""
+
+
+def other_numbers(whole: Path, cut: Path) -> tuple[Fault | None, str]:
+    """The same without the trace, and whatever files there are."""
+    if not (cut / "summary.json").is_file():
+        return "lost", "no summary.json"
+    for what, read in (("summary", _summary), ("reports", _reports), ("state", _state)):
+        if repr(read(whole)) != repr(read(cut)):
+            return "wrong numbers", what
     return None, ""
 
 
