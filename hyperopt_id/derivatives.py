@@ -64,6 +64,13 @@ def applies_hooks() -> bool:
     return not _objective.get()
 
 
+def first_time(hook: Callable[..., Any]) -> Callable[[Tensor], Tensor | None]:
+    """The hook on the gradient of a call, which is taken once; products differentiate that gradient, and cotangents
+    of theirs that reach the parameter are no gradients."""
+    pending = [True]
+    return lambda gradient: hook(gradient) if pending and pending.pop() else None
+
+
 def evaluate_objective(objective: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The objective, whose derivative is to be the mathematical one."""
     return _evaluate_within(_objective, objective, *arguments)

@@ -39,10 +39,12 @@ def obstacle(task: Task, batch: Any, seed: int) -> str | None:
     if "vmap" in task.limits:
         return task.limits["vmap"] or None
     if task.loss not in _tried:
-        members = [(*task.init(each), few_rows(task, batch)) for each in (seed, seed + 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own speed
-            _tried[task.loss] = _difference(task, members)
+            try:
+                _tried[task.loss] = _difference(task, seed, few_rows(task, batch))
+            except Exception:  # whatever a model raises that needs batches of their own size
+                _tried[task.loss] = _difference(task, seed, batch)
     return _tried[task.loss] or None
 
 
@@ -52,8 +54,9 @@ def few_rows(task: Task, batch: Any, few: int = ROWS) -> Any:
     return batch if rows <= few else task.thin(batch, few / rows)
 
 
-def _difference(task: Task, members: list[tuple[Any, Any, Any]]) -> str:
-    """What is wrong with both runs at once, "" if nothing is."""
+def _difference(task: Task, seed: int, batch: Any) -> str:
+    """What is wrong with two runs at once, "" if nothing is."""
+    members = [(*task.init(each), batch) for each in (seed, seed + 1)]
     singles = [gradient(lambda w, b=b, x=x: task.loss(w, b, x), trees.variables(w)) for w, b, x in members]
     params, buffers, rows = trees.stack(members)
     lifted = population.lift(task.loss, "vmap")
@@ -89,6 +92,8 @@ def _close(first: Tensor, second: Tensor, largest: float) -> bool:
 
 def _sentence(error: Exception) -> str:
     """The first sentence of an error."""
+    if "may have escaped from inside a function being vmapped" in str(error):
+        return "its backward pass runs forward again (activation checkpointing), where there is no vmap"
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line.partition(". ")[0].removesuffix(".")
 
@@ -104,4 +109,5 @@ def _layer(trace: TracebackType | None) -> str:
     if not modules:
         return "its loss"
     names = {id(part): name for name, part in modules[0].named_modules()}
-    return f"{names.get(id(modules[-1])) or 'the model'} ({type(modules[-1]).__name__})"
+    name, kind = names.get(id(modules[-1])), type(modules[-1]).__name__
+    return f"{name} ({kind})" if name else kind

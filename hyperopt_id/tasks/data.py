@@ -31,14 +31,16 @@ class Dataset:
     """inputs [N, ...], targets [N] (or [N, outputs]); splits: name -> (first row, last row + 1),
     contiguous, in the order train, validation, test; validation and test may be empty or left out where nothing asks
     for them; target_scale: the deviation targets were divided by, so that un-normalized mean squared error = mean
-    squared error · target_scale²; source: the digest of what a loader made the values of, where it knows one. Anything
-    else is a ValueError."""
+    squared error · target_scale²; source: the digest of what a loader made the values of, where it knows one;
+    precision: the floating-point type that `to` was given, for inputs that have none. Anything else is a
+    ValueError."""
 
     inputs: Tensor
     targets: Tensor
     splits: dict[str, tuple[int, int]]
     target_scale: float = 1.0
     source: str = ""
+    precision: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("inputs", self.inputs), ("targets", self.targets)):
@@ -57,8 +59,11 @@ class Dataset:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type of the inputs, or the default one where inputs are integers (tokens)."""
-        return self.inputs.dtype if self.inputs.is_floating_point() else torch.get_default_dtype()
+        """The type of a model's weights: the floating-point type of the inputs, or of their parts where they are
+        complex; where inputs are integers (tokens), the one that `to` was given, or else the default one."""
+        if self.inputs.is_floating_point() or self.inputs.is_complex():
+            return self.inputs.dtype.to_real()
+        return self.precision or torch.get_default_dtype()
 
     def bounds(self, split: str) -> tuple[int, int]:
         """First row and last row + 1 of a split, or of "train+validation"."""
@@ -73,10 +78,12 @@ class Dataset:
         return self.splits[split]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
-        """The same data on a device; floating-point tensors also change type."""
+        """The same data on a device; floating-point tensors also change type, complex ones to that of the same
+        precision."""
 
         def moved(values: Tensor, name: str) -> Tensor:
-            result = values.to(device, dtype if values.is_floating_point() else None)
+            kind = dtype and (dtype.to_complex() if values.is_complex() else dtype)
+            result = values.to(device, kind if values.is_floating_point() or values.is_complex() else None)
             if result.element_size() < values.element_size() and result.isinf().sum() > values.isinf().sum():
                 largest = torch.finfo(result.dtype).max
                 raise ValueError(
@@ -85,7 +92,8 @@ class Dataset:
                 )
             return result
 
-        return replace(self, inputs=moved(self.inputs, "inputs"), targets=moved(self.targets, "targets"))
+        parts = {"inputs": moved(self.inputs, "inputs"), "targets": moved(self.targets, "targets")}
+        return replace(self, **parts, precision=dtype or self.precision)
 
 
 def check_splits(splits: Mapping[str, tuple[int, int]], rows: int) -> None:

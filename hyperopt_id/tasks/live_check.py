@@ -17,6 +17,7 @@ from hyperopt_id import trees
 from hyperopt_id.tasks import module_checks
 from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Slot, Tensors, attributes, divided, equal, has_graph, registered
+from hyperopt_id.tasks.outputs import detached, tensors
 from hyperopt_id.tasks.references import STEP_SEED, close, polynomial, reached, refuse_outer
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, 
     with module_checks.generators_untouched(view.device):
         arguments, start = trees.map(torch.clone, arguments), view.init(0)
         start = _repeat(view, start, arguments)
-        outputs = trees.detach(view.evaluate(*start, *trees.map(torch.clone, shown)))
+        shown_outputs = detached(view.evaluate(*start, *trees.map(torch.clone, shown)))
         try:
             _compare(view, start, arguments)
         except MismatchError:
@@ -50,7 +51,7 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, 
             _compare(view, start, arguments)
         if "compile" not in view.limits and (why := _untraceable(view, start, arguments)):
             view.limits["compile"] = why
-    return outputs
+    return shown_outputs
 
 
 def _untraceable(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> str | None:
@@ -63,7 +64,7 @@ def _untraceable(view: FunctionalModule, start: Start, arguments: tuple[Any, ...
     try:
         for function in (view.training, view.training.traced):
             given = {**params, **trees.map(torch.clone, buffers)}
-            results.append(trees.leaves(trees.detach(function(given, seed, *trees.map(torch.clone, arguments))[0])))
+            results.append(tensors(detached(function(given, seed, *trees.map(torch.clone, arguments))[0])))
     except RuntimeError as error:
         return str(error).strip().partition("\n")[0]
     return None if all(map(close, *results)) else "a copy of it computes something else (a closure refers to it)"
@@ -109,7 +110,7 @@ def _outputs(
     for name, value in buffers.items():
         if isinstance(after.get(name), Tensor) and after[name].dtype != value.dtype:
             view.promoted[name] = torch.promote_types(after[name].dtype, value.dtype)
-    return trees.leaves(trees.detach(outputs))
+    return tensors(detached(outputs))
 
 
 def _attributes(view: FunctionalModule) -> dict[str, Slot]:
@@ -142,9 +143,9 @@ def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
 
         wanted, expected = live_step() if step else module_checks.check_writes(live, {*buffers}, live_step)
         outputs, slopes, buffers = _view_step(view, params, buffers, seed, arguments)
-        first, second = trees.leaves(outputs), trees.leaves(wanted)
+        first, second = tensors(outputs), tensors(wanted)
         if len(first) != len(second) or not all(map(close, first, second)):
-            raise MismatchError(_message("outputs"))
+            raise MismatchError(_message("outputs of the model differ"))
         for name, slope in slopes.items():
             if not slope.any() and expected[name].any():
                 raise ValueError(
@@ -152,7 +153,7 @@ def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
                     "needs use_reentrant=False"
                 )
             if not close(slope, expected[name]):
-                raise MismatchError(_message(f"the gradient of {name}"))
+                raise MismatchError(_message(f"the gradient of {name} differs"))
         params = {name: value - RATE * slopes[name] for name, value in params.items()}
         with torch.no_grad():
             for name, parameter in live.named_parameters():
@@ -161,14 +162,14 @@ def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
     state = {slot.name: slot.value for slot in registered(live)}
     for name, value in buffers.items():
         if name in state and not close(value, state[name].detach()):
-            raise MismatchError(_message(f"the buffer {name} after a step"))
+            raise MismatchError(_message(f"the buffer {name} differs after a step"))
 
 
 def _message(what: str) -> str:
     return (
-        f"{what} of the model differ from those of the module itself: it depends on something that is no parameter, "
-        "buffer or attribute (a closure, a global, what a first call keeps); make it a buffer, register_buffer(...), "
-        "and read it as self.name"
+        f"{what} from that of the module itself: it depends on something that is no parameter, buffer or attribute "
+        "(what a closure or a hook refers to, a global, what a first call keeps); make it a buffer, "
+        "register_buffer(...), and read it as self.name"
     )
 
 
@@ -183,7 +184,7 @@ def _live_step(live: nn.Module, seed: Tensor, arguments: tuple[Any, ...]) -> tup
         if has_graph(slot.value):  # a buffer is carried as a constant
             slot.store[slot.key] = slot.value.detach()
     trained = [(name, p) for name, p in live.named_parameters() if p.requires_grad]
-    return trees.detach(outputs), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained}
+    return detached(outputs), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained}
 
 
 def _view_step(
@@ -205,7 +206,7 @@ def _view_step(
     for name in [name for name, slope in zip(params, slopes, strict=True) if slope is not None and slope.is_sparse]:
         raise ValueError(f"the gradient of {name} is a sparse tensor, which no rule takes: set sparse=False")
     filled = (torch.zeros_like(x) if slope is None else slope for slope, x in zip(slopes, params.values(), strict=True))
-    return trees.detach(outputs), dict(zip(params, filled, strict=True)), buffers
+    return detached(outputs), dict(zip(params, filled, strict=True)), buffers
 
 
 def _other_rows(tensor: Tensor) -> Tensor:

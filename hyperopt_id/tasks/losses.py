@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from hyperopt_id import trees
 from hyperopt_id.tasks.data import Dataset
+from hyperopt_id.tasks.outputs import converted
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 IGNORED = -100  # the class of rows that torch's cross-entropy leaves out
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean of -log softmax(outputs)[target]: outputs [B, classes], targets int64 [B]."""
+    """The mean of -log softmax(outputs)[target]: outputs [B, classes, ...], targets int64 [B, ...], or probabilities of
+    the shape of the outputs."""
     return F.cross_entropy(outputs, targets)
 
 
@@ -101,9 +103,10 @@ def measure(criterion: Criterion, outputs: Any, targets: Tensor) -> dict[str, Te
     values = {"loss": trees.wide(criterion.function(outputs, targets).detach())}
     if criterion.name not in (*MEANS, "custom", "loss"):
         values[criterion.name] = values["loss"]
-    scores = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point() and outputs.shape[1] > 1
-    if scores and targets.ndim == 1 and targets.dtype == torch.int64:
-        hits = (outputs.argmax(-1) == targets).to(trees.wide(outputs).dtype)
+    scores = isinstance(outputs, Tensor) and outputs.ndim > 1 and outputs.is_floating_point() and outputs.shape[1] > 1
+    classes = targets.dtype == torch.int64 and (targets.ndim == 1 or criterion.function is cross_entropy)
+    if scores and classes and outputs.ndim == targets.ndim + 1:
+        hits = (outputs.argmax(1) == targets).to(trees.wide(outputs).dtype)
         values["accuracy"] = hits.sum() / (targets != IGNORED).sum()
     return values
 
@@ -167,7 +170,7 @@ def check_number(loss: Any, what: str) -> None:
 
 
 def _value(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
-    inputs = trees.map(_variable, outputs)
+    inputs = converted(_variable, outputs)
     with warnings.catch_warnings():
         # PyTorch's own losses broadcast outputs [B, 1] and targets [B] to [B, B], with this warning.
         warnings.filterwarnings("error", message="Using a target size")
@@ -204,11 +207,16 @@ def _check_outputs(criterion: Criterion, outputs: Any, targets: Tensor, dataset:
             needed = list(targets.shape[1:]) or [1]
             raise ValueError(f"mse: outputs of the model have shape {given} each, the targets need {needed}")
         return
+    each = list(targets.shape[1:])
     if targets.is_floating_point():
-        raise ValueError("cross_entropy needs integer targets, these are real numbers: use mse")
-    if targets.dtype != torch.int64 or targets.ndim != 1:
-        found = f"{targets.dtype} of shape {list(dataset.targets.shape)}"
-        raise ValueError(f"cross_entropy needs integer targets, int64 [rows], these are {found}: targets.long()")
+        if given != each or len(given) < 1:
+            raise ValueError(
+                f"cross_entropy needs integer targets, or probabilities of the outputs' shape, {given} each; these are "
+                f"real numbers, {each} each: use mse"
+            )
+        return
+    if targets.dtype != torch.int64:
+        raise ValueError(f"cross_entropy needs integer targets, int64, these are {targets.dtype}: use targets.long()")
     negative = dataset.targets[(dataset.targets < 0) & (dataset.targets != IGNORED)]
     if len(negative):
         raise ValueError(
@@ -216,5 +224,8 @@ def _check_outputs(criterion: Criterion, outputs: Any, targets: Tensor, dataset:
             "meaning: rows that are left out)"
         )
     classes = int(dataset.targets.max()) + 1
-    if len(given) != 1 or given[0] < classes:
-        raise ValueError(f"cross_entropy: outputs have shape {given} each, {classes} classes need [{classes}]")
+    if len(given) != 1 + len(each) or given[1:] != each or given[0] < classes:
+        turned = given[:-1] == each and given[-1] >= classes
+        cure = ": let forward return outputs.movedim(-1, 1)" if turned and each else ""
+        needed = f"{classes} classes need {[classes, *each]}"
+        raise ValueError(f"cross_entropy: outputs have shape {given} each, {needed}{cure}")

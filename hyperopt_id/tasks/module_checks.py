@@ -70,7 +70,10 @@ def check_writes(module: nn.Module, kept: set[str], step: Callable[[], Any]) -> 
         if old is None:
             raise ValueError(f"forward makes the buffer {name}: register it in __init__ as a tensor of its final shape")
         if name in trained:
-            raise ValueError(f"forward writes to the parameter {name}, which is left to the optimizer: use a buffer")
+            raise ValueError(
+                f"forward writes to the parameter {name}, which is left to the optimizer (nn.Embedding does so with "
+                "max_norm): use a buffer, or normalize what is read (parametrize)"
+            )
         if name in kept and old.shape != value.shape:
             shapes = f"{list(old.shape)} to {list(value.shape)}"
             raise ValueError(f"forward changes the shape of the buffer {name} from {shapes}: register it with the last")

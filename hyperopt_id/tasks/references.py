@@ -10,6 +10,7 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.tasks.dropout import begin_pass
 from hyperopt_id.tasks.module_state import Tensors, equal
+from hyperopt_id.tasks.outputs import tensors
 from hyperopt_id.tasks.template import Instance
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def refuse_outer(view: FunctionalModule, value: Tensor) -> None:
 
 def polynomial(outputs: Any) -> Tensor:
     """A scalar that depends on every number of the outputs, and on no two alike."""
-    if not trees.leaves(outputs):
+    leaves = tensors(outputs)
+    if not leaves:
         raise ValueError(
-            f"the model returns {type(outputs).__name__}: let its forward return a tensor, or a tuple, list or "
-            "dictionary of tensors"
+            f"the model returns {type(outputs).__name__} without a tensor in it: let its forward return a tensor, or "
+            "something that holds tensors"
         )
     total: Any = 0.0
-    for leaf in trees.leaves(outputs):
+    for leaf in leaves:
         real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
         if real.is_floating_point() and real.numel():
             weights = torch.arange(real.numel(), device=real.device).cos().to(real.dtype).reshape(real.shape)

@@ -40,7 +40,7 @@ def substituted(module: nn.Module) -> nn.Module:
             make_stateless(part)
         elif isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False  # the same gradient, as the dense tensor that rules need
-            if kind is nn.Embedding and part.padding_idx is not None:
+            if kind is nn.Embedding and (part.padding_idx is not None or part.scale_grad_by_freq):
                 object.__setattr__(part, "__class__", Embedding)
         elif isinstance(part, nn.RNNBase) and part.dropout > 0 and part.num_layers > 1:
             what, each = kind.__name__, f"{kind.__name__} for each of its {part.num_layers} layers"

@@ -19,12 +19,13 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.tasks import losses
 from hyperopt_id.tasks.data import Dataset
+from hyperopt_id.tasks.fitting import fitted
 from hyperopt_id.tasks.functional import FunctionalModule, ModuleFactory, Tensors
 from hyperopt_id.tasks.losses import Criterion, LossFunction
+from hyperopt_id.tasks.outputs import concatenated, detached, tensors
 from hyperopt_id.tasks.sampling import Permutations, batch_seeds, sample_size, split_code, systematic_rows
 
 EVALUATION_ROWS = 10_000
-CHECKED_ROWS = 8  # that a model is tried on when a task is built
 Metrics = dict[str, Tensor]
 
 
@@ -93,7 +94,7 @@ def supervised(
     given = losses.as_criterion(criterion, dataset, name)
     sampler = RowSampler.create(dataset, batch_size)
     module = FunctionalModule(module_factory, dataset.targets.device, dataset.dtype)
-    measured = _fitted(module, dataset, given)
+    measured = fitted(module, dataset, given, batch_size)
 
     def loss(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensors, Metrics]]:
         inputs, targets = sampler.rows(batch)
@@ -143,22 +144,14 @@ def _whole_split(dataset: Dataset, blocks: Blocks, compute: Callable[[Tensor], A
     targets = dataset.targets[blocks[0][0] : blocks[-1][1]]
     parts = []
     for start, stop in blocks:
-        parts.append(trees.detach(compute(dataset.inputs[start:stop])))
-        if any(leaf.ndim == 0 or len(leaf) != stop - start for leaf in trees.leaves(parts[-1])):
+        parts.append(detached(compute(dataset.inputs[start:stop])))
+        leaves = trees.leaves(parts[-1])
+        if len(blocks) == 1:
+            return parts[0], targets
+        by_rows = all(leaf.ndim and len(leaf) == stop - start for leaf in leaves)
+        if not by_rows or len(leaves) != len(tensors(parts[-1])):  # or something that is no tree holds them
             return compute(dataset.inputs[blocks[0][0] : blocks[-1][1]]), targets
-    return parts[0] if len(parts) == 1 else trees.concatenate(parts), targets
-
-
-def _fitted(module: FunctionalModule, dataset: Dataset, criterion: Criterion) -> Criterion:
-    """The criterion for the module's outputs. Raises ValueError if the module does not take the inputs, if its outputs
-    do not suit the targets, or if its steps could not be repeated."""
-    shape = list(dataset.inputs.shape[1:])
-    try:
-        outputs = module.check(dataset.inputs[:CHECKED_ROWS], shown=(dataset.inputs[:2],))
-    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
-    return losses.fitted(criterion, outputs, dataset.targets[:2], dataset)
+    return concatenated(parts), targets
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Instance:
 
     def _hook(self, name: str, tensor: Tensor | None) -> None:
         if tensor is not None and tensor.requires_grad and derivatives.applies_hooks():
-            self.handles += [tensor.register_hook(_first_time(hook)) for hook in self.hooks.get(name, ())]
+            self.handles += [tensor.register_hook(derivatives.first_time(hook)) for hook in self.hooks.get(name, ())]
 
     def _place_in_objects(self, given: Tensors) -> None:
         done = set()
@@ -183,10 +183,3 @@ class Template:
         seeds = {} if seed is None else {joined(name, "seed"): seed for name in dropouts}
         after = {**tensors, **seeds}
         return torch.func.functional_call(self.module, after, arguments), after  # it writes what is assigned there
-
-
-def _first_time(hook: Callable[..., Any]) -> Callable[[Tensor], Tensor | None]:
-    """The hook on the gradient of a call, which is taken once; products differentiate that gradient, and cotangents
-    of theirs that reach the parameter are no gradients."""
-    pending = [True]
-    return lambda gradient: hook(gradient) if pending and pending.pop() else None

@@ -10,23 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from live_modules_base import Net, Tokens
+from live_modules_training import TRAINING
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
-
-
-class Net(nn.Module):
-    """Two layers of 4 inputs; what is in between is a subclass's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(self.hidden(inputs))
-
-    def hidden(self, inputs: Tensor) -> Tensor:
-        return torch.tanh(self.first(inputs))
 
 
 def between(*layers: nn.Module, width: int = 6) -> nn.Module:
@@ -432,17 +420,6 @@ class Attention(nn.Module):
         return self.last(self.block(self.first(inputs.unsqueeze(-1))).mean(1))
 
 
-class Tokens(nn.Module):
-    """For whole numbers as inputs."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.table, self.last = nn.Embedding(7, 3, **options), nn.Linear(9, 1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.last(self.table(tokens).flatten(1))
-
-
 def scripted() -> nn.Module:
     return torch.jit.script(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)))
 
@@ -519,4 +496,5 @@ FAITHFUL: dict[str, Callable[[], nn.Module]] = {
     "old weight norm": lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 1)),
     "old spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 6)), nn.Linear(6, 1)),
     "pruned": lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(4, 6), "weight", 0.5), nn.Tanh(), nn.Linear(6, 1)),
+    **TRAINING,
 }

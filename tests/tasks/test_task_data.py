@@ -266,6 +266,19 @@ def test_powers_of_two_that_are_taken_out_change_no_bit(scale: float):
     assert np.array_equal(result, (values - values[:40].mean(0)) / values[:40].std(0))
 
 
+def test_the_precision_asked_for_is_that_of_models_of_whole_and_complex_numbers():
+    targets, splits = torch.ones(3), {"train": (0, 3)}
+    for inputs in (torch.arange(3), torch.ones(3, 2, dtype=torch.uint8), torch.ones(3, 2) > 0):
+        data = Dataset(inputs, targets, splits)
+        assert data.dtype == torch.get_default_dtype()
+        moved = data.to("cpu", torch.float64).to("cpu")
+        assert (moved.dtype, moved.inputs.dtype, moved.targets.dtype) == (torch.float64, inputs.dtype, torch.float64)
+    data = Dataset(torch.ones(3, 2, dtype=torch.complex64), targets, splits)
+    assert data.dtype == torch.float32
+    moved = data.to("cpu", torch.float64)
+    assert (moved.dtype, moved.inputs.dtype) == (torch.float64, torch.complex128)
+
+
 @pytest.mark.parametrize("name", ["inputs", "targets"])
 def test_numbers_beyond_the_precision_asked_for_are_refused(name: str):
     parts = {"inputs": torch.ones(3, 1).double(), "targets": torch.ones(3).double()}

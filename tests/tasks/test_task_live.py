@@ -35,6 +35,7 @@ EAGER_ONLY = {
     "buffer in a list",
     "layers in a plain list",
     "frozen rows",
+    "masked by a hook",
     "permuted",
     "scripted",
     "data parallel",
@@ -42,7 +43,13 @@ EAGER_ONLY = {
     "old spectral norm",
     "pruned",
 }
-UNTRACEABLE = {"attention"}  # torch's fused kernel
+UNTRACEABLE = {  # torch's fused kernels, and Python that depends on numbers
+    "attention",
+    "decoder",
+    "decoder, checkpointed",
+    "experts",
+    "queue",
+}
 LOOP_ONLY = {
     "checkpointed",
     "checkpointed dropout",
@@ -52,6 +59,12 @@ LOOP_ONLY = {
     "in a dataclass",
     "buffer in a list",
     "frozen rows",
+    "masked by a hook",
+    "decoder, checkpointed",
+    "checkpoints, nested",
+    "checkpointed pieces",
+    "queue",
+    "experts",
     "backward hooks",
     "physics",
     "own function",

@@ -2,6 +2,7 @@
 one number, or would be broadcast, is refused."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -43,14 +44,28 @@ class Pair(nn.Module):
         return self.mean(inputs).squeeze(1), self.spread(inputs).squeeze(1).exp()
 
 
-class Described(nn.Linear):
-    """Outputs in an object, where nothing finds them."""
+class Named(dict[str, Any]):
+    """A dictionary whose entries are attributes, too."""
 
-    def __init__(self) -> None:
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+@dataclass(frozen=True)
+class Described:
+    outputs: Tensor
+    rows: int
+
+
+class Within(nn.Linear):
+    """Outputs inside of an object."""
+
+    def __init__(self, kind: Callable[[Tensor], Any]) -> None:
         super().__init__(4, 1)
+        self.kind = kind
 
     def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name that nn.Linear gives it
-        return SimpleNamespace(outputs=super().forward(input))
+        return self.kind(super().forward(input).squeeze(1))
 
 
 def flat(width: int) -> Callable[[], nn.Module]:
@@ -68,6 +83,37 @@ CRITERIA: dict[str, tuple[Any, Callable[[], nn.Module], Tensor]] = {
     "some rows": ("cross_entropy", flat(3), torch.where(CLASSES == 1, -100, CLASSES)),
     "summed": (partial(F.cross_entropy, reduction="sum"), flat(3), CLASSES),
     "two outputs": (of_pair, Pair, REALS),
+    "dictionary with attributes": (
+        lambda outputs, targets: F.l1_loss(outputs.mean, targets),
+        lambda: Within(lambda x: Named(mean=x, hidden=None)),
+        REALS,
+    ),
+    "dataclass": (
+        lambda outputs, targets: F.l1_loss(outputs.outputs, targets) / outputs.rows * len(targets),
+        lambda: Within(lambda x: Described(x, len(x))),
+        REALS,
+    ),
+    "namespace": (
+        lambda outputs, targets: F.l1_loss(outputs.all[0], targets),
+        lambda: Within(lambda x: SimpleNamespace(all=[x, "mean"])),
+        REALS,
+    ),
+    "distribution": (
+        lambda outputs, targets: -outputs.log_prob(targets).mean(),
+        lambda: Within(lambda x: torch.distributions.Laplace(x, torch.ones_like(x), validate_args=False)),
+        REALS,
+    ),
+    "probabilities": ("cross_entropy", flat(3), INPUTS[:, :3].softmax(1)),
+    "a class for each pixel": (
+        "cross_entropy",
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (3, 2))),
+        torch.stack([CLASSES, CLASSES.flip(0)], 1),
+    ),
+    "pixels that do not count": (
+        "cross_entropy",
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (3, 2))),
+        torch.stack([CLASSES, torch.where(CLASSES == 1, -100, CLASSES)], 1),
+    ),
     "matrices": (
         F.mse_loss,
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))),
@@ -211,7 +257,6 @@ REFUSED: dict[str, tuple[Any, Callable[[], nn.Module], Tensor, str]] = {
         "custom gives float64: a loss is a tensor",
     ),
     "negative class": ("cross_entropy", flat(3), CLASSES - 1, "classes counted from 0, and targets hold -1"),
-    "no outputs": (F.l1_loss, Described, REALS, "the model returns SimpleNamespace: let its forward return a tensor"),
     "class": (nn.L1Loss, flat(1), REALS, r"not the class L1Loss: give L1Loss\(\)"),
     "number": (3, flat(1), REALS, "a criterion is one of cross_entropy, mse or a function"),
     "name": ("l1", flat(1), REALS, "unknown criterion 'l1': use one of cross_entropy, mse, or a function"),

@@ -155,9 +155,14 @@ def test_models_that_cannot_be_trained_are_refused(factory: Callable[[], nn.Modu
         (
             torch.arange(20, dtype=torch.int32),
             "cross_entropy",
-            r"int64 \[rows\], these are torch.int32 of shape \[20\]",
+            r"int64, these are torch.int32: use targets.long\(\)",
         ),
-        (torch.zeros(20, 3, dtype=torch.int64), "cross_entropy", r"these are torch.int64 of shape \[20, 3\]"),
+        (torch.zeros(20, 3, dtype=torch.int64), "cross_entropy", r"shape \[.*\] each, 1 classes need \[1, 3\]"),
+        (
+            torch.rand(20, 7),
+            "cross_entropy",
+            r"or probabilities of the outputs' shape, .* \[7\] each: use",
+        ),
     ],
 )
 def test_targets_that_do_not_suit_the_criterion_are_refused(targets: Tensor, criterion: str, message: str):

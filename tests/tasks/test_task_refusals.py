@@ -95,6 +95,21 @@ class DropsTwiceRecomputed(Net):
         return checkpoint(self.body, inputs, use_reentrant=False)
 
 
+class LargestNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(2, 6, max_norm=0.1)
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        return super().hidden(inputs) + self.table((inputs[:, 0] > 0).long())
+
+
+class OddRows(Net):
+    def hidden(self, inputs: Tensor) -> Tensor:
+        assert len(inputs) == 77, "77 rows are needed"
+        return super().hidden(inputs)
+
+
 class AfterAccumulation(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +208,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "rare counter": (RareCounter, "forward changes the attribute steps at every call.*make it a buffer"),
     "average": (Average, "forward changes the attribute average at every call.*make it a buffer"),
     "list": (KeepsList, r"forward changes the attribute norms\.\d at every call"),
-    "first batch": (FirstBatch, "outputs of the model differ from those of the module itself.*what a first call keeps"),
+    "first batch": (FirstBatch, "outputs of the model differ from that of the module itself.*what a first call keeps"),
     "writes to inputs": (WritesInputs, r"forward writes to its inputs, which are the data.*inputs\.clone\(\)"),
     "reentrant": (Reentrant, "use_reentrant=False"),
     "dropout twice, recomputed": (
@@ -205,7 +220,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "hook of register_post_accumulate_grad_hook.*use register_hook",
     ),
     "drawn order": (DrawnOrder, r"order\.\d differs from seed to seed.*make it a tensor and a buffer"),
-    "drawn closure": (DrawnClosure, "differ from those of the module itself.*a closure.*make it a buffer"),
+    "drawn closure": (DrawnClosure, "differ.* from that of the module itself.*a closure.*make it a buffer"),
     "own generator": (OwnGenerator, "called twice at one seed.*differ in first.weight: let it draw from the global"),
     "counted": (counted(), "called twice at one seed.*differ in number: .*count nothing"),
     "random width": (random_width, r"called at seeds 0 and 1.*another structure \(0.weight: .*\)"),
@@ -224,6 +239,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Linear(4, 6), SubclassOfChannelDropout(0.5), nn.Linear(6, 1)),
         "draws from a global generator",
     ),
+    "table with a largest norm": (
+        LargestNorm,
+        r"writes to the parameter table\.weight, .*max_norm.*use a buffer",
+    ),
+    "other number of rows": (OddRows, r"does not take the data's inputs, of shape \[4\] each: 77 rows are needed"),
     "closure of what is handed out": (
         handed_out(Closure()),
         "reads first.weight of the module that",
