@@ -36,6 +36,7 @@ class Log(Protocol):
     def report(self, update: int, step: int, values: Mapping[str, Any]) -> Any: ...
 
 
+@torch.inference_mode(False)
 def run(
     parts: Parts,
     plan: Plan,

@@ -1,6 +1,7 @@
 """What the loop is given: the parts of a run, as functions, and how long and on what they work."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,9 @@ from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.trees import Params
+
+HIGHEST_SEED = 2**63 - 1
+LEAST = {"updates": 1, "steps_per_update": 1, "report_every": 1, "checkpoint_every": 0, "keep": 1}  # of a plan
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,36 @@ class Plan:
             yield until
 
     def __post_init__(self) -> None:
-        if min(self.updates, self.steps_per_update, self.report_every) < 1:
-            raise ValueError(f"a plan needs updates, steps_per_update and report_every of at least 1, but it is {self}")
+        periods = LEAST if self.trace_every is None else {**LEAST, "trace_every": 0}
+        for name, least in periods.items():
+            value = getattr(self, name)
+            try:
+                right = _whole(value) >= least
+            except TypeError:
+                right = False
+            if not right:
+                raise ValueError(f"Plan: {name} must be a whole number, {least} or more, not {value!r}")
         if self.objective not in ("validation", "training"):
             raise ValueError(f"the objective is validation or training, not {self.objective!r}")
+
+
+def as_seeds(given: Iterable[Any]) -> list[int]:
+    """Seeds as Python integers: from lists, ranges, arrays and tensors."""
+    needed = f"seeds must be whole numbers from 0 to {HIGHEST_SEED}, one for each run, such as [0, 1] or range(20)"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{needed}, not {given!r}")
+    try:
+        seeds = [_whole(seed) for seed in given]
+    except TypeError as error:  # also iteration over a 0-d array or tensor
+        raise ValueError(f"{needed}; {error}") from None
+    wrong = [seed for seed in seeds if not 0 <= seed <= HIGHEST_SEED]
+    if wrong or not seeds:
+        raise ValueError(f"{needed}; given {wrong[0] if wrong else 'none'}")
+    return seeds
+
+
+def _whole(value: Any) -> int:
+    kind = value.dtype if isinstance(value, Tensor) else getattr(value, "dtype", type(value))
+    if kind in (bool, torch.bool) or str(kind) == "bool":
+        raise TypeError(f"given {value!r}, which is a truth value")
+    return operator.index(value)

@@ -42,7 +42,7 @@ class Base(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for weight in group["params"]:
+            for weight in (weight for weight in group["params"] if weight.grad is not None):
                 weight.sub_(group["lr"] * self.factor(weight, self.state[weight]) * weight.grad)
 
 

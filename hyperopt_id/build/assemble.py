@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation_cuda, population, rules, trees
-from hyperopt_id.build.entrances import as_seeds, as_starts, check_names, check_task, optional_parameters
+from hyperopt_id.build.entrances import as_starts, check_names, check_task, optional_parameters
 from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.compilation import Compilation
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
+from hyperopt_id.experiment_plan import as_seeds
 from hyperopt_id.hypergrad import Engine, Objective
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.rules import UpdateRule
@@ -45,6 +46,7 @@ class Execution:
     autocast: bool = False
 
 
+@torch.inference_mode(False)
 def assemble(
     task: Task,
     *,

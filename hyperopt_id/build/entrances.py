@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.losses import check_number
 from hyperopt_id.tasks.task import Batch, Task
 
-HIGHEST_SEED = 2**63 - 1
 FEWEST, TRIED_STEPS = 2, 3  # rows and steps in which parameters without a gradient are looked for
 
 
@@ -30,28 +28,6 @@ def check_names(what: str, space: Space, rule: UpdateRule) -> None:
             f"{what} has to hold the hyperparameters of its rule, {', '.join(rule.hyperparameters)}: "
             f"missing {', '.join(missing) or 'nothing'}, unknown {', '.join(unknown) or 'nothing'}"
         )
-
-
-def as_seeds(given: Iterable[Any]) -> list[int]:
-    """Seeds as Python integers: from lists, ranges, arrays and tensors."""
-    needed = f"seeds must be whole numbers from 0 to {HIGHEST_SEED}, one for each run, such as [0, 1] or range(20)"
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{needed}, not {given!r}")
-    try:
-        seeds = [_whole(seed) for seed in given]
-    except TypeError as error:  # also iteration over a 0-d array or tensor
-        raise ValueError(f"{needed}; {error}") from None
-    wrong = [seed for seed in seeds if not 0 <= seed <= HIGHEST_SEED]
-    if wrong or not seeds:
-        raise ValueError(f"{needed}; given {wrong[0] if wrong else 'none'}")
-    return seeds
-
-
-def _whole(seed: Any) -> int:
-    kind = seed.dtype if isinstance(seed, Tensor) else getattr(seed, "dtype", type(seed))
-    if kind in (bool, torch.bool) or str(kind) == "bool":
-        raise TypeError(f"given {seed!r}, which is a truth value")
-    return operator.index(seed)
 
 
 def as_starts(given: Sequence[Mapping[str, Any]] | None, space: Space, runs: int) -> list[dict[str, Any]]:

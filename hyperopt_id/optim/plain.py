@@ -18,7 +18,7 @@ evaluate. Statistics of BatchNorm remain those of the weights that it trains wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,46 +27,52 @@ from torch import Tensor
 
 from hyperopt_id import population, trees
 from hyperopt_id.dynamics import Batch, TrainState
-from hyperopt_id.experiment_plan import Parts
-from hyperopt_id.optim.plain_check import Make, as_weights, check, switch, take_step
+from hyperopt_id.experiment_plan import Parts, as_seeds
+from hyperopt_id.optim.plain_check import check, switch, take_step
+from hyperopt_id.optim.plain_make import Make, as_weights, first_line
 from hyperopt_id.optim.plain_state import Trainer, adopt, numbers_of, restored, stored
 from hyperopt_id.population import Proposal, Record, Run
 from hyperopt_id.rules import State
 from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.tasks.task import Task
+from hyperopt_id.trees import Params
 
 __all__ = ["Make", "plain_parts"]
 GROWTH, MEGABYTE = 100, 2**20  # a state is at most so many times as large as after the steps of the check
 
 
+@torch.inference_mode(False)
 def plain_parts(
     task: Task,
     make: Make,
-    seeds: Sequence[int],
+    seeds: Iterable[int],
     hyper: Callable[[State], dict[str, Any]],
     clip_norm: float | None = None,
 ) -> Parts:
     """The parts of R = len(seeds) runs of `task`, each trained by the optimizer that `make` gives for its weights.
 
     A schedule is part of the optimizer, as a hook of its steps (`register_step_pre_hook`). `hyper` reads the natural
-    values to report from the optimizer's state; gradients are clipped to the norm `clip_norm`. An optimizer that
-    needs a closure is given one.
+    values to report from the state of one run: a number, a tensor, or {parameter: tensor} for each name. Gradients are
+    clipped to the norm `clip_norm`. An optimizer that needs a closure is given one.
 
-    Raises ValueError, which names the optimizer, if it cannot take part (see `plain_check.check`).
+    Raises ValueError, which names the optimizer, if it cannot take part (see `plain_check.check`), and if seeds or
+    what `hyper` gives at the start are none.
     """
+    seeds = as_seeds(seeds)
     like = task.init(seeds[0])[0]
     device = next(iter(like.values())).device
     trainer, watch = Trainer(task, make, check(make, like), numbers_of(make, like), clip_norm), Stopwatch()
+    _check_hyper(trainer, hyper, like)
     update = partial(_update, trainer)
     return Parts(
         start=lambda: trees.stack([_member(trainer, seed) for seed in seeds]),
         update=watch.timed(update, "inner"),
         evaluate=task.evaluate,
-        hyper=lambda run: hyper(run.z.state),
+        hyper=lambda run: _reported(hyper, run.z.state),
         hypergradient=lambda slopes: {},
         batches=population.Feed(task.batches, "loop"),
         window=0,
-        seeds=list(seeds),
+        seeds=seeds,
         members=population.chunks(len(seeds), 1),
         lift="loop",
         device=device,
@@ -76,6 +82,35 @@ def plain_parts(
         growth=len(seeds) * GROWTH * (MEGABYTE + trainer.checked.size),
         digests=lambda: {"data": digest} if (digest := task.digest()) else {},
     )
+
+
+def _check_hyper(trainer: Trainer, hyper: Callable[[State], dict[str, Any]], params: Params) -> None:
+    weights = as_weights(params)
+    state = stored(trainer, trainer.make(weights, 0), weights, 0)
+    try:
+        _reported(hyper, state)
+    except Exception as error:  # whatever a function of the user's stumbles over
+        known = ", ".join(trainer.numbers) or "no entries"
+        raise ValueError(
+            "hyper must give {name: number, tensor or {parameter: tensor}} of a run's state, such as "
+            f"lambda state: {{'lr': state['groups']['lr'][0]}} for the first group; groups has {known}, each with a "
+            f"number for every group ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _reported(hyper: Callable[[State], dict[str, Any]], state: State) -> dict[str, Any]:
+    """What is reported of a run, in tensors."""
+
+    def tensor(value: Any) -> Tensor:
+        return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+
+    values = hyper(state)
+    if not isinstance(values, Mapping):
+        raise TypeError(f"given {type(values).__name__}")
+    return {
+        name: {p: tensor(x) for p, x in value.items()} if isinstance(value, Mapping) else tensor(value)
+        for name, value in values.items()
+    }
 
 
 def _member(trainer: Trainer, seed: int) -> Run:

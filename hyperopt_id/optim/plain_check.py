@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperopt_id import trees
 from hyperopt_id.optim.capture import capture
 from hyperopt_id.optim.packed import pack, unpack
+from hyperopt_id.optim.plain_make import Make, as_weights, first_line, made
 from hyperopt_id.optim.restore import restore
 from hyperopt_id.trees import Params
 
-Make = Callable[[Params, int], Any]  # (leaf tensors by name, steps taken before) -> their optimizer
 STEPS = 20
 NUMBERS = 20_000_000  # parameters times steps that are tried, for large models with fewer steps
 FEWEST = 4
@@ -92,12 +92,12 @@ def switch(optimizer: Any, mode: str) -> None:
 def check(make: Make, params: Params) -> Checked:
     """How steps of the optimizer are called, and what it keeps. `params` are of the run; they are not changed.
 
-    Raises ValueError, one line with the optimizer's name, if its steps fail, if they draw from the global random
-    generators, or if it cannot be restored.
+    Raises ValueError, one line with the optimizer's name, if it is not made or not of the weights it is given, if its
+    steps fail, if they draw from the global random generators, or if it cannot be restored.
     """
     with torch.enable_grad(), _untouched() as drawn, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the optimizer, about what a trial is like
-        name = type(make(as_weights(params), 0)).__name__
+        name = made(make, as_weights(params))
         calling = fault = checked = None
         try:
             calling = _calling(make, params)
@@ -107,18 +107,13 @@ def check(make: Make, params: Params) -> Checked:
         if drawn():
             raise ValueError(_draws(name)) from fault
         if calling is None:
-            raise ValueError(f"{name} takes no step, with and without a closure: {_first_line(fault)}") from fault
+            raise ValueError(f"{name} takes no step, with and without a closure: {first_line(fault)}") from fault
         if checked is None:
             raise ValueError(
                 f"{name} cannot be stored with a run, for {_reason(fault)}; take another optimizer, and let what "
                 "its hooks remember follow from the number of steps taken, which is given when it is made"
             ) from fault
         return checked
-
-
-def as_weights(params: Params) -> Params:
-    """Copies of parameters, such as a live module has them."""
-    return {name: nn.Parameter(value.detach().clone()) for name, value in params.items()}
 
 
 def _problem(params: Params, step: int) -> Callable[[], Tensor]:
@@ -162,7 +157,7 @@ def _calling(make: Make, params: Params) -> Calling:
             return calling
         except Exception as error:  # whatever it stumbles over
             errors.append(error)
-    raise ValueError(_first_line(errors[0])) from errors[0]
+    raise ValueError(first_line(errors[0])) from errors[0]
 
 
 def _demands_a_closure(optimizer: Any) -> bool:
@@ -241,9 +236,5 @@ def _random_state() -> tuple[bytes, Any, Any]:
 
 def _reason(error: BaseException | None) -> str:
     """What an error says; those of Python, such as a KeyError, are no sentences."""
-    line = _first_line(error)
+    line = first_line(error)
     return line if isinstance(error, ValueError) else f"restored, its step raises {type(error).__name__}: {line}"
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

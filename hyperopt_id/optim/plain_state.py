@@ -11,7 +11,8 @@ from torch import Tensor
 from hyperopt_id import trees
 from hyperopt_id.optim.capture import capture
 from hyperopt_id.optim.packed import pack, unpack
-from hyperopt_id.optim.plain_check import Checked, Make, as_weights, try_step
+from hyperopt_id.optim.plain_check import Checked, try_step
+from hyperopt_id.optim.plain_make import Make, as_weights
 from hyperopt_id.optim.restore import restore
 from hyperopt_id.rules import State
 from hyperopt_id.tasks.task import Task

@@ -76,6 +76,7 @@ class Task:
     limits: dict[str, str] = field(default_factory=dict)
 
 
+@torch.inference_mode(False)
 def supervised(
     dataset: Dataset,
     module_factory: ModuleFactory,
