@@ -6,11 +6,11 @@ use. It returns the gradient \(g = \nabla L(w)\) of the first, and the function 
 the second, which may be called any number of times. All of it may carry a leading axis R of independent runs: losses
 are then [R], and H is block diagonal.
 
-`exact` differentiates the gradient's own graph, which is built once and shared by all products. No second derivative
-exists through fused attention kernels, cuDNN recurrent networks or compiled modules, and some that exist are wrong (of
-functions that save intermediate results) or not finite (of a norm at zero); `finite_difference` works there, at a
-relative error of about 1e-3 in float32 where nothing has kinks. `choose` compares them at the weights that training
-starts from.
+`exact` differentiates the gradient's own graph, which is built once and shared by all products. Some of its derivatives
+are wrong (of functions that save intermediate results, of stopped gradients) or not finite (of a norm at zero): most of
+them are right in `rewritten` and `rewritten_forward`. No second derivative exists through fused attention kernels, cuDNN
+recurrent networks or compiled modules; `finite_difference` works there, at a relative error of about 1e-3 in float32
+where nothing has kinks. `choose` compares them at the weights that training starts from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from hyperopt_id import derivatives, trees
 from hyperopt_id.curvature_choice import Candidate, Choice, select
 from hyperopt_id.curvature_measure import take
-from hyperopt_id.curvature_stops import follow_stops
+from hyperopt_id.curvature_rewritten import Passes, rewrite
 from hyperopt_id.derivatives import Curvature, Gradient, Loss, Product, gradient
 from hyperopt_id.trees import Params
 
@@ -42,10 +42,42 @@ def exact(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Produc
     return whole, product
 
 
-def through_stops(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Product]:
-    """`exact`, where gradients are stopped (`detach()`, `torch.no_grad()`) or hooks change them: the second derivative
-    goes through what the first one stops at. One gradient more."""
-    return exact(loss, follow_stops(thin_loss), params)
+def rewritten(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Product]:
+    """`exact`, where gradients are stopped (`detach()`, `torch.no_grad()`) or changed (hooks), or where an operation's
+    recorded derivative is wrong that can be written out. One gradient more."""
+    variables, recorded = _record_rewritten(thin_loss, params)
+
+    def product(u: Params) -> Params:
+        return derivatives.pull(trees.leaves(recorded), trees.leaves(u), variables)
+
+    return gradient(loss, trees.variables(params)), product
+
+
+def rewritten_forward(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Gradient, Product]:
+    """J u instead of u J: the derivative of v J, which is linear in v, at v = 0. Also where u J is not finite for a
+    factor 0 / 0, as of a norm at zero."""
+    variables, recorded = _record_rewritten(thin_loss, params)
+    outputs = {key: value for key, value in recorded.items() if value.requires_grad}
+
+    def product(u: Params) -> Params:
+        if not outputs:
+            return trees.zeros(u)
+        v = trees.variables(trees.zeros(outputs))
+        ends, forms = trees.leaves(outputs), trees.leaves(v)
+        pulled = torch.autograd.grad(ends, list(variables.values()), forms, create_graph=True, allow_unused=True)
+        pairs = [(value, u[key]) for key, value in zip(variables, pulled, strict=True) if value is not None]
+        pushed = derivatives.pull([value for value, _ in pairs], [form for _, form in pairs], v)
+        return {key: pushed.get(key, torch.zeros_like(value)) for key, value in u.items()}
+
+    return gradient(loss, trees.variables(params)), product
+
+
+def _record_rewritten(loss: Loss, params: Params) -> tuple[Params, Params]:
+    """Variables, and the recorded gradient at them."""
+    variables, passes = trees.variables(params), Passes()
+    value = gradient(rewrite(loss, passes), variables, create_graph=True).value
+    passes.first_is_over = True
+    return variables, value
 
 
 def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
@@ -110,11 +142,12 @@ def examine(
     if differences is not None:
         candidates.insert(0, Candidate(differences, "finite differences as given", enough=1e-2))
     known = None if given is None else Candidate(given, "exact" if given is exact else "products as given")
-    followed = Candidate(through_stops, "exact through stopped gradients")
+    ways_again = (rewritten_forward,) if pushes else (rewritten, rewritten_forward)
+    again = [Candidate(way, "exact, rewritten") for way in ways_again]
 
     def compared(loss: Loss, plain: Loss | None) -> Choice:
         return select(
-            Candidate(exact, "exact"), followed, candidates, loss, params, given=known, plain=plain, pushes=pushes
+            Candidate(exact, "exact"), again, candidates, loss, params, given=known, plain=plain, pushes=pushes
         )
 
     if few is not None:

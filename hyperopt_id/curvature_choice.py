@@ -61,7 +61,7 @@ class Choice(NamedTuple):
 @torch.enable_grad()
 def select(
     exact: Candidate,
-    followed: Candidate,
+    rewritten: Sequence[Candidate],
     differences: Sequence[Candidate],
     loss: Loss,
     params: Params,
@@ -70,7 +70,7 @@ def select(
     plain: Loss | None = None,
     pushes: bool = False,
 ) -> Choice:
-    """See `curvature.examine`."""
+    """See `curvature.examine`. Of `rewritten`, the first has the side that is needed, and others J u."""
     reference = make_reference(plain or loss, params)
     if reference is None:
         return _unchecked(exact, differences[0], given, loss, params)
@@ -78,9 +78,13 @@ def select(
         return _judged(given, exact, loss, params, reference, plain is not None, pushes)
     outside, of = plain is not None, plain or loss
     found = measure(exact.curvature, of, params, reference)
-    sure = found.error <= tolerance(params, under_autocast=False) or is_rounding(
-        exact.curvature, found, of, params, reference
-    )
+    sure = _is_sure(exact, found, of, params, reference)
+    again = None if sure else measure(rewritten[0].curvature, of, params, reference)
+    if again is not None and _is_sure(rewritten[0], again, of, params, reference):
+        asymmetry = asymmetry_of(exact.curvature, of, params, reference)
+        side = f"; {_meaning(asymmetry)}" if asymmetry.is_real else ""
+        why = f"{_said(rewritten[0], again, reference, outside)}, for {found.fault}{side}"
+        return Choice(rewritten[0].curvature, why, outside_autocast=outside, seconds=again.seconds)
     if sure or (found.error < math.inf and found.error <= 3.0 * reference.spread):
         inside = measure(exact.curvature, loss, params, reference) if outside else found
         if inside.error <= max(found.error, tolerance(params, under_autocast=True)):
@@ -89,17 +93,23 @@ def select(
         return Choice(exact.curvature, why, not sure, outside, found.seconds)
     asymmetry = asymmetry_of(exact.curvature, of, params, reference)
     if asymmetry.is_real and not pushes:
-        choice = _of_one_side(exact, followed, asymmetry, found, of, params, reference)
+        choice = _of_one_side(exact, rewritten[0], asymmetry, found, of, params, reference)
         return choice._replace(outside_autocast=outside)
-    choice = _by_differences(differences, of, params, reference, found.fault, outside)
+    choice = _by_differences([*rewritten[1:], *differences], of, params, reference, found.fault, outside)
     if asymmetry.is_real:
-        return choice._replace(why=f"{choice.why}, and J u, which the engine needs, for {_meaning(asymmetry)}")
+        return choice._replace(why=f"{choice.why}, and J u, which this engine needs, for {_meaning(asymmetry)}")
     return choice
+
+
+def _is_sure(taken: Candidate, found: Measured, loss: Loss, params: Params, reference: Reference) -> bool:
+    return found.error <= tolerance(params, under_autocast=False) or is_rounding(
+        taken.curvature, found, loss, params, reference
+    )
 
 
 def _of_one_side(
     exact: Candidate,
-    followed: Candidate,
+    rewritten: Candidate,
     asymmetry: Asymmetry,
     found: Measured,
     loss: Loss,
@@ -108,7 +118,7 @@ def _of_one_side(
 ) -> Choice:
     """Products u J, where J u is another; of exact ones that are near, with a warning."""
     meaning = _meaning(asymmetry)
-    for candidate in (exact, followed):
+    for candidate in (exact, rewritten):
         side = asymmetry_of(candidate.curvature, loss, params, reference)
         if depends_on_side(side, params):
             why = f"{candidate.name}, off by {percent(side.error)} in u J, for {meaning}"
@@ -136,7 +146,8 @@ def _by_differences(
             break
     error, _, found, best = min(tried)
     if reference.spread > USABLE:  # nothing to compare with
-        best, why = candidates[0], _unclear(candidates[0], reference, outside)
+        best = next((candidate for error, _, _, candidate in tried if error < math.inf), best)
+        why = _unclear(best, reference, outside)
         return Choice(best.curvature, f"{why}, for {fault}", True, outside, found.seconds)
     if error > DOUBTFUL:
         raise ValueError(

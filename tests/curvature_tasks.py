@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from second_derivatives import Layer, Saved, hooked, rounded
+from second_derivatives import Layer, Saved, WithoutGraph, hooked, rounded
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -29,6 +29,11 @@ def plain() -> nn.Module:
 
 def kept() -> nn.Module:
     return with_layer(Saved.apply)
+
+
+def ungraphed() -> nn.Module:
+    """Of no second derivative that could be written otherwise."""
+    return with_layer(WithoutGraph.apply)
 
 
 class Rounding(nn.Linear):

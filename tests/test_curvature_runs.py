@@ -17,6 +17,7 @@ from curvature_tasks import (
     spectral,
     stopped,
     straight_through,
+    ungraphed,
     with_hook,
 )
 
@@ -26,7 +27,7 @@ from hyperopt_id.derivatives import gradient
 from hyperopt_id.telemetry import Telemetry
 
 STEP = 1e-5
-IN_A_LOOP = (kept, with_hook, spectral)
+IN_A_LOOP = (kept, ungraphed, with_hook, spectral)
 
 
 def trained(task: hid.Task, given: Any, shift: float = 0.0, engine: Any = PULLS, lift: Any = "loop") -> Any:
@@ -60,15 +61,15 @@ def by_differences(task: hid.Task) -> float:
 
 @pytest.mark.parametrize(
     "factory",
-    [kept, plain, straight_through, stopped, with_hook, spectral, padded],
+    [kept, ungraphed, plain, straight_through, stopped, with_hook, spectral, padded],
     ids=lambda factory: factory.__name__,
 )
 def test_the_hypergradient_is_the_derivative_of_what_is_trained(factory: Any):
     """Of `spectral`, the statistics that go from step to step are constants."""
     task = regression(factory, torch.float64)
     expected = torch.tensor(by_differences(task), dtype=torch.float64)
-    ways = [(PULLS, "loop"), (PUSHES, "loop"), (PULLS, "vmap")]
-    for engine, lift in ways[: 2 if factory in IN_A_LOOP else 3]:
+    ways = [(PULLS, "loop"), (PUSHES, "loop"), (PULLS, "vmap"), (PUSHES, "vmap")]
+    for engine, lift in ways[: 2 if factory in IN_A_LOOP else 4]:
         found = trained(task, None, engine=engine, lift=lift)[1].hypergradient["lr/global"].reshape(-1)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4 if factory is spectral else 1e-5, atol=0)
 
@@ -78,13 +79,14 @@ def test_second_derivatives_that_are_not_finite_skip_nothing():
     assert not hid.run(parts, hid.Plan(updates=5))["skipped_updates"].any()
 
 
-def test_a_run_under_autocast_takes_these_products():
+@pytest.mark.parametrize("factory", [kept, ungraphed])
+def test_a_run_under_autocast_takes_these_products(factory: Any):
     """Its hypergradient is that of a run in float32, as far as bfloat16 gradients are."""
     found = []
     for low in (False, True):
         execution = hid.Execution(autocast=low)
         engine = hid.hypergrad.neumann(5)
-        parts = hid.assemble(regression(kept), rule=hid.rules.sgd(), space=SPACE, engine=engine, execution=execution)
+        parts = hid.assemble(regression(factory), rule=hid.rules.sgd(), space=SPACE, engine=engine, execution=execution)
         run = population.split(parts.start(), parts.members, parts.lift)[0]
         batches, targets = parts.batches("train", [0], 0, 5), parts.batches("validation", [0], 0, 1)
         found.append(parts.update(run, batches, targets[0], 0)[1].hypergradient["lr/global"])
