@@ -6,11 +6,11 @@ use. It returns the gradient \(g = \nabla L(w)\) of the first, and the function 
 the second, which may be called any number of times. All of it may carry a leading axis R of independent runs: losses
 are then [R], and H is block diagonal.
 
-`exact` differentiates the gradient's own graph, which is built once and shared by all products. Some of its derivatives
-are wrong (of functions that save intermediate results, of stopped gradients) or not finite (of a norm at zero): most of
-them are right in `rewritten` and `rewritten_forward`. No second derivative exists through fused attention kernels, cuDNN
-recurrent networks or compiled modules; `finite_difference` works there, at a relative error of about 1e-3 in float32
-where nothing has kinks. `choose` compares them at the weights that training starts from.
+`exact` differentiates the gradient's own graph, which is built once and shared by all products. Some of its
+derivatives are wrong (of functions that save intermediate results, of stopped gradients) or not finite (of a norm at
+zero): most of them are right in `rewritten` and `rewritten_forward`. No second derivative exists through fused
+attention kernels, cuDNN recurrent networks or compiled modules; `finite_difference` works there, at a relative error
+of about 1e-3 in float32 where nothing has kinks. `choose` compares them at the weights that training starts from.
 """
 
 from __future__ import annotations
