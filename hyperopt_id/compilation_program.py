@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,22 +121,27 @@ def compile_now(programs: Sequence[Program], threads: int) -> dict[Path, str]:
     """Have the programs there that can be compiled, each by a process of its own; what another process compiles is
     waited for. Returns why others are not there, by path."""
     running: dict[Path, subprocess.Popen[str]] = {}
+    alive, writing = os.pipe()  # it ends with this process, also if that is killed
     try:
-        return _compiled(programs, threads, running)
+        return _compiled(programs, threads, running, alive)
     except OSError as error:  # a full disk, no more processes
         return {program.path: f"{error.strerror or error}" for program in programs if not program.is_there()}
     finally:
         for process in running.values():
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the C++ compiler that it has started
                 process.communicate()
+        os.close(alive)
+        os.close(writing)
 
 
-def _compiled(programs: Sequence[Program], threads: int, running: dict[Path, subprocess.Popen[str]]) -> dict[Path, str]:
+def _compiled(
+    programs: Sequence[Program], threads: int, running: dict[Path, subprocess.Popen[str]], alive: int
+) -> dict[Path, str]:
     for wanted in {program.path: program for program in programs}.values():
         with user_cache.locked(wanted.path.with_suffix(".lock")) as lock:
             if not wanted.is_there() and wanted.refusal() is None:
-                running[wanted.path] = _start([wanted], threads, [lock], nice=0)
+                running[wanted.path] = _start([wanted], threads, [lock], alive)
     said = {path: process.communicate()[1].strip().splitlines() for path, process in running.items()}
     ended = {path: f"the compiler ended with status {process.returncode}" for path, process in running.items()}
     missing = (program for program in programs if not program.is_there())
@@ -155,16 +161,22 @@ def compile_later(programs: Sequence[Program], threads: int) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locks.append(file.fileno())
         if len(names) == len(programs):
-            _background.append(_start(programs, threads, locks, nice=NICE))
+            _background.append(_start(programs, threads, locks, alive=None))
             return True
     return False
 
 
-def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], nice: int) -> subprocess.Popen[str]:
-    """A process that compiles, and keeps the locks until it ends."""
+def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], alive: int | None) -> subprocess.Popen[str]:
+    """A process that compiles, and keeps the locks until it ends: at the latest when the pipe `alive` does; without one
+    it works in the background."""
     scratch = programs[0].path.parent / user_cache.SCRATCH  # where nobody else can write
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
-    job = {**_settings(threads), "nice": nice, "programs": [[str(p.path), p.graph.text] for p in programs]}
+    job = {
+        **_settings(threads),
+        "nice": NICE if alive is None else 0,
+        "alive": alive,
+        "programs": [[str(p.path), p.graph.text] for p in programs],
+    }
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
@@ -178,11 +190,11 @@ def _start(programs: Sequence[Program], threads: int, locks: Sequence[int], nice
             [sys.executable, "-P", "-m", "hyperopt_id.compilation_worker"],
             stdin=given,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if nice else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if alive is None else subprocess.PIPE,
             text=True,
             env=environment,
-            pass_fds=locks,
-            start_new_session=nice > 0,  # Ctrl-C ends a run, and not what is compiled for the next one
+            pass_fds=[*locks, *([] if alive is None else [alive])],
+            start_new_session=True,  # Ctrl-C ends this process, which ends that one, or leaves it to its work
         )
 
 

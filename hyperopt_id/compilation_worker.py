@@ -1,13 +1,16 @@
 """`python -m hyperopt_id.compilation_worker < JOB`: compile graphs into libraries, in a process of its own.
 
-JOB is JSON: {"threads", "deterministic", "options", "nice", "programs": [[path, text of the graph], ...]}. A graph that
-cannot be compiled leaves PATH with the ending .txt and a line that says why, so that nobody tries again.
+JOB is JSON: {"threads", "deterministic", "options", "nice", "alive", "programs": [[path, text of the graph], ...]}. A
+graph that cannot be compiled leaves PATH with the ending .txt and a line that says why, so that nobody tries again.
+When the pipe `alive` ends, so has who waits for the programs, and this process and all that it has started end, too.
 """
 
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ _FOREIGN = "aoti_torch_proxy_executor_call_function("  # a call of what has no C
 def main() -> int:
     job = json.load(sys.stdin)
     os.nice(job["nice"])
+    if job["alive"] is not None:
+        watch(job["alive"])
     torch.set_num_threads(job["threads"])  # loops are compiled for a number of threads
     torch.use_deterministic_algorithms(job["deterministic"])
     for name, text in job["programs"]:
@@ -36,6 +41,16 @@ def main() -> int:
             return 1
         user_cache.store(path, content)
     return 0
+
+
+def watch(pipe: int) -> None:
+    """End this process and all of its group when the last process that might write to the pipe is gone."""
+
+    def end() -> None:
+        os.read(pipe, 1)  # nothing is ever written
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def compiled(text: str, options: dict[str, Any]) -> bytes:

@@ -109,6 +109,8 @@ def stages(
                 raise Interrupted(ends, f" after hyper-update {progress.update}")
             if reported:
                 yield progress
+        if trace is not None:
+            trace.finish()
 
 
 def _check_splits(parts: Parts, plan: Plan) -> None:

@@ -13,11 +13,22 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 MEBIBYTE = 2**20
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within, an OSError that names no file, as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -35,7 +46,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.errno:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     synchronize(path.parent)
 
@@ -75,7 +86,8 @@ def synchronize(path: Path) -> None:
     """Have on the disk what was written to a file, by whomever, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

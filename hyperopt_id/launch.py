@@ -20,7 +20,7 @@ import torch
 from hyperopt_id import checkpoint, experiment, files, runtime
 from hyperopt_id.build.identity import UNKNOWN, Identity, check_identity, identity, read_identity
 from hyperopt_id.build.names import from_config, pick_device, starting_values
-from hyperopt_id.config import differences, dump, load, to_dict
+from hyperopt_id.config import differences, dump, from_dict, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
 from hyperopt_id.experiment_state import state_check
@@ -163,6 +163,8 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
                     logger.warning("%s is damaged or of another run, and is written anew", directory / "summary.json")
                 known = _known_identity(directory)
                 check_identity(known, own, f"the run in {directory}")
+                if known is None:
+                    _check_config(config, directory)
                 make_way(directory)
                 record = _newest_checkpoint(directory, parts, plan, own, is_known=known is not None)
                 if record:
@@ -202,6 +204,21 @@ def _known_identity(directory: Path) -> Identity | None:
     except ValueError as error:
         logger.warning("%s; it is written anew", error)
         return None
+
+
+def _check_config(config: Config, directory: Path) -> None:
+    """Raise ValueError if config.json, which is written at the start alone, is of another run than `config`: for runs
+    of earlier versions, which have nothing else that says whose they are."""
+    try:
+        told = files.read_json_file(directory / "config.json", dict)
+        before = from_dict({key: value for key, value in told.items() if key != "start"})
+    except ValueError:
+        return
+    if changed := differences(replace(before, device=config.device), config):
+        raise ValueError(
+            f"{directory / 'config.yaml'} is not that of the run, which config.json tells of: {'; '.join(changed)}; "
+            "undo the change, or start a new run"
+        )
 
 
 def _compiled(directory: Path) -> bool | None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from hyperopt_id import launch
 from hyperopt_id.build.identity import UNKNOWN, check_digests, read_identity
-from hyperopt_id.build.names import build_multipliers, starting_values
+from hyperopt_id.build.names import build_multipliers, build_space, starting_values
 from hyperopt_id.build.plain import in_whole_reports, plain_from_config
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
@@ -119,7 +119,7 @@ def _same_data(config: Config, source: Config) -> bool:
 def schedule(directory: Path | str, member: int = 0, stretch: float = 1.0, first: int = 0) -> Schedule:
     """What the trace of a run directory says of a member, from training step `first` of it on. Raises ValueError if
     there is no trace, or it is damaged."""
-    steps_per_row, files = read_trace(directory)
+    steps_per_row, files = read_trace(directory, verify=True)
     lengths = {len(rows) for rows in files.values() if rows.ndim}
     values: dict[str, Any] = {}
     for key, rows in files.items():
@@ -147,8 +147,21 @@ def _schedule(source: Source, stretch: float) -> Schedule:
     for name in source.config.space:
         if name not in found.values:
             raise ValueError(f"the trace in {source.directory} has no {name}; it is damaged, or of another version")
+        _check_bounds(source, name, found.values[name])
     _say(source, found.steps_per_row)
     return found._replace(values={name: found.values[name] for name in source.config.space})
+
+
+def _check_bounds(source: Source, name: str, values: Any) -> None:
+    """Raise ValueError if a value is outside of what training clips to, but for rounding."""
+    hyper = build_space(source.config).hypers[name]
+    low, high = hyper.bounds or (hyper.transform.lowest, hyper.transform.highest)
+    for rows in values.values() if isinstance(values, dict) else [values]:
+        if (rows < low - 1e-4 * abs(low)).any() or (rows > high + 1e-4 * abs(high)).any():
+            raise ValueError(
+                f"the trace in {source.directory} is damaged: {name} goes from {rows.min():g} to {rows.max():g}, and "
+                f"its bounds are {low:g} and {high:g}"
+            )
 
 
 def _say(source: Source, steps_per_row: int) -> None:

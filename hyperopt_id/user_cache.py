@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -45,7 +46,19 @@ def folder() -> Path:
     """Where the cache is. Raises RuntimeError if there is no home folder and no variable that names another one."""
     if named := os.environ.get("HYPEROPT_ID_CACHE"):
         return Path(named).absolute()  # a library is looked for by its path alone where that has a slash
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperopt_id"
+    named = os.environ.get("XDG_CACHE_HOME", "")  # a relative one does not count, says its specification
+    return (Path(named) if os.path.isabs(named) else _home() / ".cache") / "hyperopt_id"
+
+
+def _home() -> Path:
+    """The home folder; an empty or relative $HOME is none. Raises RuntimeError without one."""
+    named = os.environ.get("HOME")
+    if named is None or os.path.isabs(named):
+        return Path.home()
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as error:
+        raise RuntimeError("there is no home folder") from error
 
 
 def digest(*parts: str) -> str:

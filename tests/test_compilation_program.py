@@ -1,6 +1,9 @@
 """A program is compiled once for a machine, computes what its graph says, and is made anew where it is damaged."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -109,6 +112,19 @@ def test_what_cannot_be_compiled_is_tried_once_and_says_why(monkeypatch):
     monkeypatch.setattr(compilation_program, "_start", None)
     assert compile_now([broken], 1) == reasons
     assert not compile_later([broken], 1)
+
+
+def test_a_compiler_ends_with_who_waits_for_it(tmp_path):
+    """Also if that is killed, so that nothing but the end of a pipe tells."""
+    reading, writing = os.pipe()
+    text = "import sys, time; from hyperopt_id.compilation_worker import watch; watch(int(sys.argv[1])); time.sleep(60)"
+    command = [sys.executable, "-c", text, str(reading)]
+    process = subprocess.Popen(command, pass_fds=[reading], start_new_session=True)
+    os.close(reading)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    os.close(writing)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_a_system_that_gives_no_process_is_a_reason(wanted, monkeypatch):

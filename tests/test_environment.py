@@ -109,6 +109,41 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_remains(whole, tmp_pa
     assert_same_run(whole, tmp_path / "cut")
 
 
+FULL = {  # what the disk has no space for -> what is replaced, from when on
+    "metrics.jsonl": ("hyperopt_id.telemetry.Telemetry.report", 2),
+    "trace/lr.npy": ("hyperopt_id.telemetry.trace_files._create", 0),
+    "summary.json": ("hyperopt_id.telemetry.write_json", 2),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_names_the_file(name, whole, tmp_path, capfd):
+    """In a process of its own: what is left in buffers is written when files are closed."""
+    target, after = FULL[name]
+    command = [sys.executable, "-c", FILLED, target, str(after), *arguments(tmp_path / "run", *ENGINES["neumann"])]
+    done = subprocess.run(command, cwd=DATA, capture_output=True, text=True)
+    said = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert all("Traceback" not in line for line in said)
+    assert any("File too large" in line and str(tmp_path / "run" / name) in line for line in said), said
+
+
+FILLED = """
+import pkgutil, resource, sys
+from hyperopt_id import cli
+place, _, name = sys.argv[1].rpartition(".")
+owner, calls = pkgutil.resolve_name(place), []
+plain = getattr(owner, name)
+def filling(*given, **named):
+    calls.append(0)
+    if len(calls) > int(sys.argv[2]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return plain(*given, **named)
+setattr(owner, name, filling)
+sys.exit(cli.train(sys.argv[3:]))
+"""
+
+
 def test_a_run_needs_no_home(whole, tmp_path):
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(DATA), "OMP_NUM_THREADS": "1"}
     command = [*TRAIN, *arguments(tmp_path / "run", *ENGINES["neumann"])]

@@ -41,6 +41,15 @@ def identity(directory: Path) -> dict:
     return json.loads((directory / "identity.json").read_text())
 
 
+def earlier(directory: Path) -> None:
+    """Make a run one of an earlier version, which said nowhere whose it is."""
+    (directory / "identity.json").unlink()
+    for path in (directory / "checkpoints").glob("step_*.pt"):
+        record = torch.load(path, weights_only=True)
+        del record["identity"], record["reports"], record["digest"]
+        torch.save(record, path)
+
+
 def test_another_table_under_the_same_path_is_refused_and_nothing_is_lost(whole, tmp_path, monkeypatch, capsys):
     cut = interrupted(whole, tmp_path / "cut", update=2)
     monkeypatch.chdir(table(tmp_path / "elsewhere", seed=1))
@@ -65,15 +74,24 @@ def test_the_same_bytes_under_another_path_go_on(whole, tmp_path, monkeypatch):
 
 def test_a_run_of_an_earlier_version_is_known_by_its_path(whole, tmp_path, monkeypatch, capsys):
     cut = interrupted(whole, tmp_path / "cut", update=2)
-    (cut / "identity.json").unlink()
-    for path in (cut / "checkpoints").glob("step_*.pt"):
-        record = torch.load(path, weights_only=True)
-        del record["identity"], record["digest"]
-        torch.save(record, path)
+    earlier(cut)
     assert cli.train(["--resume", str(cut), "-c", str(cut / "config.yaml"), "-s", "task.path=other.csv"]) == 2
     assert "task.path: table.csv -> other.csv" in capsys.readouterr().err
     assert cli.train(["--resume", str(cut)]) == 0
     assert "of an earlier version, which kept no digest" in capsys.readouterr().err
+
+
+def test_a_config_that_was_edited_in_a_run_of_an_earlier_version_is_noticed(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=2)
+    earlier(cut)
+    text = (cut / "config.yaml").read_text()
+    (cut / "config.yaml").write_text(text.replace("seed: 0", "seed: 3"))
+    assert cli.train(["--resume", str(cut)]) == 2
+    assert "which config.json tells of: seed: 0 -> 3; undo the change" in capsys.readouterr().err.splitlines()[-1]
+    (cut / "config.json").write_text("{}")  # which no run needs
+    (cut / "config.yaml").write_text(text)
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
 
 
 def test_a_replay_of_a_run_of_an_earlier_version_says_that_its_data_are_not_known(whole, capsys):

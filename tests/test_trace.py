@@ -125,6 +125,21 @@ def test_a_trace_begun_at_a_resume_has_unknown_rows_before_it(tmp_path):
     assert np.isnan(read_trace(cut)[1]["lr"]).tolist() == [[True]] * 3 + [[False]] * 3
 
 
+@pytest.mark.parametrize("edit", ["digest kept", "digest lost"])
+@pytest.mark.parametrize("value", [0.0123, 1e30, -1.0])
+def test_a_trace_that_was_edited_is_not_replayed(value, edit, whole, tmp_path, capsys):
+    """Unless nothing can tell: a run of an earlier version has no digest, and its values may be possible."""
+    edited = shutil.copytree(whole, tmp_path / "edited")
+    np.load(edited / "trace" / "lr.npy", mmap_mode="r+")[2] = value
+    if edit == "digest lost":
+        (edited / "trace" / "trace.json").write_text('{"steps_per_row": 3}')
+    unknown = edit == "digest lost" and value == 0.0123
+    assert cli.replay([str(edited)]) == (0 if unknown else 2)
+    said = capsys.readouterr().err
+    why = "are not those that the run has written" if edit == "digest kept" else "its bounds are 1e-10 and 1"
+    assert unknown or (said.startswith("error: the trace in") and why in said)
+
+
 def test_a_trace_of_more_files_than_a_process_may_open(tmp_path):
     values = {"lr": {f"layer.{i}": torch.full((2,), float(i)) for i in range(200)}}
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -16,11 +16,12 @@ run in everything but ``time``.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hyperopt_id.files import naming
 from hyperopt_id.interruption import Interrupted
 from hyperopt_id.telemetry.directory import (
     OccupiedError,
@@ -123,8 +124,14 @@ class Telemetry:
         record: dict[str, Any] = {"step": step, "update": update, "time": time.monotonic() - self._origin}
         record |= {name: as_json(value, self._runs == 1) for name, value in measured.items()}
         line = dump(record).encode() + b"\n"
-        self._metrics.write(line)
-        self._metrics.flush()
+        try:
+            with naming(self._metrics.name):
+                self._metrics.write(line)
+                self._metrics.flush()
+        except OSError:
+            with suppress(OSError):  # what is left to be written is tried once more
+                self._metrics.close()
+            raise
         self._digest.update(line)
         self._boarded(lambda: self._board and self._board.write(step, measured))
         self._progress.show(update, record)

@@ -3,8 +3,9 @@
 import logging
 import time
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -34,8 +35,8 @@ class _ConsoleHandler(logging.Handler):
 class _FileHandler(logging.FileHandler):
     """Drops what cannot be written: a full disk ends no run here."""
 
-    def _open(self) -> TextIO:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_to_write)
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=open_to_write)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         del record

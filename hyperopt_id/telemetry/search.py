@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from hyperopt_id.files import check_form, open_regular, synchronize
+from hyperopt_id.files import check_form, naming, open_regular, synchronize
 from hyperopt_id.telemetry.directory import records
 from hyperopt_id.telemetry.measure import dump, plain
 
@@ -76,7 +76,7 @@ class SearchLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line; a number that is not finite is written as null."""
-        with open(self._path, "ab") as file:
+        with naming(self._path), open(self._path, "ab") as file:
             file.write(dump(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
 """The hyperparameter trace: natural values in the order in which training used them.
 
-    directory/trace/trace.json                {"steps_per_row": n}
+    directory/trace/trace.json                {"steps_per_row": n}, and the "digest" of all rows when they are there
     directory/trace/lr.npy                    [rows, R], where all parameters share the value
     directory/trace/lr/<parameter>.npy        [rows, R], one per tensor, or [rows, R, ...], one per element
 
@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from hyperopt_id.files import read_json_file, shorten, synchronize
+from hyperopt_id.tasks.digests import digest
 from hyperopt_id.telemetry.directory import write_json
 from hyperopt_id.telemetry.trace_files import RowFile, open_rows, read_rows
 
@@ -52,6 +53,16 @@ class Trace:
         except OSError as error:
             self.close()
             give_up(self._folder, error)
+
+    def finish(self) -> None:
+        """Have it known what all rows are, so that a change of them is noticed."""
+        if not self.every:
+            return
+        try:
+            steps, values = read_trace(self._folder.parent)
+            write_json(self._folder / "trace.json", {"steps_per_row": steps, "digest": _digest(values)})
+        except (OSError, ValueError) as error:
+            logger.warning("the trace in %s cannot be finished (%s)", self._folder, error)
 
     def close(self) -> None:
         """Close the files; rows can no longer be written."""
@@ -157,19 +168,27 @@ def _period(flat: Mapping[str, Tensor], updates: int, every: int | None, there: 
     return _About(every, known=False)
 
 
-def read_trace(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
+def read_trace(directory: str | Path, verify: bool = False) -> tuple[int, dict[str, np.ndarray]]:
     """(steps per row, {"lr": [rows, R], or "lr/<parameter>": [rows, R, ...]}) of a run directory, mapped, not read,
-    where the files are few. Raises ValueError if it has no trace, or one that is damaged."""
+    where the files are few. Raises ValueError if it has no trace, or one that is damaged, or, to `verify`, if its rows
+    are not those that the run has written."""
     folder = Path(directory) / "trace"
     if not (folder / "trace.json").exists():
         raise ValueError(f"{directory} has no hyperparameter trace (trace/trace.json); was report.trace_every 0?")
-    steps = read_json_file(folder / "trace.json", {"steps_per_row": int})["steps_per_row"]
-    if steps < 1:
+    about = read_json_file(folder / "trace.json", {"steps_per_row": int, "digest?": str})
+    if (steps := about["steps_per_row"]) < 1:
         raise ValueError(f"{folder / 'trace.json'}: steps_per_row: needs 1 or more, found {steps}")
     files = sorted(folder.rglob("*.npy"))
     mapped = len(files) <= MOST_OPEN
     names = [path.relative_to(folder).as_posix().removesuffix(".npy") for path in files]
-    return steps, {name: read_rows(path, mapped) for name, path in zip(names, files, strict=True)}
+    values = {name: read_rows(path, mapped) for name, path in zip(names, files, strict=True)}
+    if verify and about.get("digest", own := _digest(values)) != own:
+        raise ValueError(f"the trace in {directory} is damaged: its rows are not those that the run has written")
+    return steps, values
+
+
+def _digest(values: Mapping[str, np.ndarray]) -> str:
+    return digest(*(part for name in sorted(values) for part in (name, values[name])))
 
 
 def _numpy(value: Tensor) -> np.ndarray:

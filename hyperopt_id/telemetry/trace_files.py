@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyperopt_id.files import make_folder, open_regular, synchronize
+from hyperopt_id.files import make_folder, naming, open_regular, synchronize
 
 Shape = tuple[int, ...]
 
@@ -81,7 +81,7 @@ def _create(path: Path, shape: Shape, dtype: np.dtype) -> _Header:
     file elsewhere."""
     make_folder(path.parent)
     path.unlink(missing_ok=True)
-    with open(path, "xb") as file:
+    with naming(path), open(path, "xb") as file:
         about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, about)
         offset, size = file.tell(), dtype.itemsize * math.prod(shape)

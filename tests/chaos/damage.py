@@ -79,7 +79,7 @@ def special(path: Path, chance: random.Random) -> str:
         "a link to itself": lambda: path.symlink_to(path),
         "a device": lambda: path.symlink_to("/dev/zero"),
         "a full device": lambda: path.symlink_to("/dev/full"),
-        "a link to nothing": lambda: path.symlink_to("/nowhere"),
+        "a link to nothing": lambda: path.symlink_to(TRAP),  # a file of this name has been written through it
         "nothing": lambda: None,
     }
     what = chance.choice(list(makes))

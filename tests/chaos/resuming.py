@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from outcomes import Fault, Outcome
+from sandbox import TRAP
 from tiny_runs import arguments, child, difference
 
 from hyperopt_id import cli
@@ -65,6 +66,8 @@ def judge(
         return Outcome(what, "hang", ended.said)
     if ended.status not in (0, 2) or "Traceback" in ended.said:
         return Outcome(what, "traceback", f"{ended.status}: {ended.said[-1500:]}")
+    if any(path.is_file() and not path.is_symlink() for path in cut.rglob(TRAP)):
+        return Outcome(what, "outside", ended.said)
     lines = ended.said.splitlines()
     if any(len(line) > LONGEST for line in lines) or any(word in ended.said for word in NOT_SAID):
         return Outcome(what, "not one line", ended.said[:500])

@@ -119,7 +119,8 @@ def difference(whole: Path, cut: Path) -> tuple[Fault | None, str]:
     left, right = (sorted(path.relative_to(place).as_posix() for path in _files(place)) for place in (whole, cut))
     if left != right:
         return "untidy", f"{set(left) ^ set(right)}"
-    return None, ""
+    latest = [place / "checkpoints" / "latest" for place in (whole, cut)]
+    return (None, "") if len({path.read_text() for path in latest}) == 1 else ("untidy", "checkpoints/latest")
 
 
 def other_numbers(whole: Path, cut: Path) -> tuple[Fault | None, str]:
@@ -148,8 +149,7 @@ def _reports(place: Path) -> Any:
 
 def _state(place: Path) -> Any:
     tree, step = checkpoint.load(place / "checkpoints")
-    latest = (place / "checkpoints" / "latest").read_text()
-    return step, latest, _plain({key: value for key, value in tree.items() if key != "seconds"})
+    return step, _plain({key: value for key, value in tree.items() if key != "seconds"})
 
 
 def _plain(tree: Any) -> Any:

@@ -182,6 +182,12 @@ def test_where_the_cache_is(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert compiler.cache_folder() == Path("/home/me/.cache/hyperopt_id")
+    monkeypatch.delenv("HOME")
+    known = compiler.cache_folder()  # of the system's users
+    for home in ("", "here"):
+        monkeypatch.setenv("HOME", home)
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert compiler.cache_folder() == known
 
 
 def test_a_machine_without_a_home_says_so(monkeypatch):
