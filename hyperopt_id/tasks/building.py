@@ -51,7 +51,20 @@ class Builder:
     def prepared(self, module: nn.Module) -> nn.Module:
         if self.original is not None:
             module = _copied(module)
-        return substituted(converted(module, self.device, self.dtype))
+        return substituted(converted(uncompiled(module), self.device, self.dtype))
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module without `torch.compile`, whole or in parts, whose guards would see every run's tensors as other ones:
+    what is worth it is compiled with the step (`Execution(compile=True)`)."""
+    whole = getattr(module, "_orig_mod", module)
+    for part in list(whole.modules()):
+        if part._compiled_call_impl is not None:  # by part.compile()
+            part._compiled_call_impl = None
+        for name, child in list(part._modules.items()):
+            if hasattr(child, "_orig_mod"):
+                part._modules[name] = child._orig_mod  # type: ignore[assignment,union-attr]
+    return whole
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -42,7 +42,6 @@ class FunctionalModule:
     def __post_init__(self) -> None:
         build, module, again = Builder.create(self.factory, self.device, self.dtype)
         other = build(LIVE_SEED)
-        module_checks.refuse_cumulative_average(module)
         module_checks.refuse_accumulation_hooks(module)
         varying = module_state.varying(module, again, other)
         roles = getattr(module, "roles", {})

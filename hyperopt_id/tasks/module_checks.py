@@ -13,16 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hyperopt_id.tasks.building import hooks_of
 
 
-def refuse_cumulative_average(module: nn.Module) -> None:
-    """Raise a ValueError where BatchNorm has no momentum."""
-    for name, part in module.named_modules():
-        if isinstance(part, _BatchNorm) and part.momentum is None and part.track_running_stats:
-            raise ValueError(
-                f"{name or 'the model'} ({type(part).__name__}) has momentum=None, which reads its number of batches "
-                "on the host and so cannot train several runs at once: give it a number, such as momentum=0.1"
-            )
-
-
 def refuse_accumulation_hooks(module: nn.Module) -> None:
     """Raises ValueError if a parameter has hooks on `.grad`, which nothing accumulates here."""
     for name, parameter in module.named_parameters():
@@ -36,6 +26,10 @@ def refuse_accumulation_hooks(module: nn.Module) -> None:
 def limits(module: nn.Module, varying: Sequence[str]) -> dict[str, str]:
     """Why a module cannot be vectorized over runs ("vmap") or compiled ("compile"), as far as can be seen from it."""
     found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and part.momentum is None and part.track_running_stats:
+            why = f"{name or 'the model'} ({type(part).__name__}) has momentum=None, which reads its number of batches"
+            found = dict.fromkeys(("vmap", "compile"), f"{why} on the host (give it one, such as momentum=0.1)")
     for name, parameter in module.named_parameters():
         if hooks_of(parameter):
             found = dict.fromkeys(("vmap", "compile"), f"{name} has hooks of register_hook")

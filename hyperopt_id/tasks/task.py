@@ -105,7 +105,7 @@ def supervised(
     @torch.enable_grad()  # a forward may differentiate by its inputs; of what is detached, no graph is kept
     def evaluate(params: Tensors, buffers: Tensors, split: str) -> Metrics:
         blocks = _evaluation_blocks(dataset, split)
-        compute = partial(module.evaluate, trees.detach(params), trees.detach(buffers))
+        compute = partial(_evaluated, split, partial(module.evaluate, trees.detach(params), trees.detach(buffers)))
         if measured.by_rows:
             totals = _mean_over_blocks(dataset, blocks, measured, compute)
         else:
@@ -116,6 +116,18 @@ def supervised(
 
     parts = (module.init, loss, evaluate, sampler.batches, sampler.thin, sampler.sizes, module.roles)
     return Task(*parts, digest=lambda: dataset.digest, limits=module.limits)
+
+
+def _evaluated(split: str, evaluate: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+    try:
+        return evaluate(inputs)
+    except (RuntimeError, IndexError, TypeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"the model does not take {len(inputs)} rows of the {split} split at once in evaluation mode: {why}"
+        ) from error
 
 
 Blocks = list[tuple[int, int]]

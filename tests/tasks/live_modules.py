@@ -479,6 +479,7 @@ FAITHFUL: dict[str, Callable[[], nn.Module]] = {
     "sparse gradient": lambda: Tokens(sparse=True, padding_idx=1),
     "scaled by frequency": lambda: Tokens(scale_grad_by_freq=True),
     "batch norm": lambda: between(nn.BatchNorm1d(6), nn.ReLU()),
+    "batch norm, cumulative": lambda: between(nn.BatchNorm1d(6, momentum=None)),
     "batch norm, no statistics": lambda: between(nn.BatchNorm1d(6, track_running_stats=False)),
     "batch norm, not affine": lambda: between(nn.BatchNorm1d(6, affine=False)),
     "instance norm": lambda: nn.Sequential(
