@@ -20,9 +20,11 @@ from curvature_tasks import (
     ungraphed,
     with_hook,
 )
+from torch import nn
 
 import hyperopt_id as hid
 from hyperopt_id import curvature, population, trees
+from hyperopt_id.build.products import first_batch
 from hyperopt_id.derivatives import gradient
 from hyperopt_id.telemetry import Telemetry
 
@@ -72,6 +74,33 @@ def test_the_hypergradient_is_the_derivative_of_what_is_trained(factory: Any):
     for engine, lift in ways[: 2 if factory in IN_A_LOOP else 4]:
         found = trained(task, None, engine=engine, lift=lift)[1].hypergradient["lr/global"].reshape(-1)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4 if factory is spectral else 1e-5, atol=0)
+
+
+class Assigning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 1)
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.linear(inputs)
+        self.size = 0.9 * self.size + 0.1 * outputs.abs().mean().detach()
+        return outputs / self.size
+
+
+@pytest.mark.parametrize("factory", [spectral, Assigning])
+def test_rewritten_operations_leave_no_graph_in_a_module(factory: Any):
+    """Or it would be made anew for each product."""
+    made = []
+    task = regression(lambda: made.append(1) or factory())
+    batch, (params, buffers) = first_batch(task, 0), task.init(0)
+    loss = lambda w: task.loss(w, buffers, batch)  # noqa: E731
+    counts = []
+    with torch.enable_grad():
+        for _ in range(5):
+            curvature.rewritten(loss, loss, params)[1](params)
+            counts.append(len(made))
+    assert counts[1:] == counts[1:2] * 4
 
 
 def test_second_derivatives_that_are_not_finite_skip_nothing():

@@ -104,9 +104,12 @@ class Instance:
         """What the module has put in the place of tensors that were given."""
         kept = self.own if self.objects else [self.given.get(slot.name) for slot in self.slots]
         found = {s.name: s.value for s, tensor in zip(self.slots, kept, strict=True) if s.value is not tensor}
-        for slot in self.slots:
-            if slot.name in found and has_graph(slot.value):  # or it would not go before the module does
-                slot.store[slot.key] = slot.value.detach()
+        for slot, own in zip(self.slots, self.own, strict=True):
+            if has_graph(slot.value) and (slot.name in found or not isinstance(own, nn.Parameter)):
+                with torch._C.DisableTorchFunction():  # which may keep the graph (`curvature_rewritten`)
+                    slot.store[slot.key] = slot.value.detach()  # or it would not go before the module does
+                if slot.name not in found:  # it was written in place
+                    self.given = {**self.given, slot.name: slot.value}
         return found
 
     def release(self) -> None:
