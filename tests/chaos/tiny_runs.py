@@ -119,8 +119,9 @@ def difference(whole: Path, cut: Path) -> tuple[Fault | None, str]:
     left, right = (sorted(path.relative_to(place).as_posix() for path in _files(place)) for place in (whole, cut))
     if left != right:
         return "untidy", f"{set(left) ^ set(right)}"
-    latest = [place / "checkpoints" / "latest" for place in (whole, cut)]
-    return (None, "") if len({path.read_text() for path in latest}) == 1 else ("untidy", "checkpoints/latest")
+    paths = (place / "checkpoints" / "latest" for place in (whole, cut))
+    latest = {path.read_text() if path.is_file() else None for path in paths}
+    return (None, "") if len(latest) == 1 else ("untidy", "checkpoints/latest")
 
 
 def other_numbers(whole: Path, cut: Path) -> tuple[Fault | None, str]:
