@@ -114,9 +114,11 @@ def _remove(directory: Path, stale: Collection[Path]) -> None:
 
 
 def _name_latest(directory: Path, name: str) -> None:
-    latest = directory / "latest"
-    if not latest.is_dir() or latest.is_symlink():  # a folder stays: nothing here reads this name
-        files.replace(latest, lambda file: file.write(name.encode() + b"\n"))
+    try:
+        files.make_way(latest := directory / "latest")
+    except ValueError:  # a folder with something in it stays: nothing here needs the name
+        return
+    files.replace(latest, lambda file: file.write(name.encode() + b"\n"))
 
 
 def load(
