@@ -2,7 +2,10 @@
 
 import sys
 
-from hyperopt_id.cli import train
+try:
+    from hyperopt_id.cli import train
+except KeyboardInterrupt:  # torch takes seconds to load
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -15,7 +15,7 @@ from typing import Any
 from hyperopt_id import config as configs
 from hyperopt_id.config_schema import Config
 from hyperopt_id.launch import changes, new_directory
-from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
+from hyperopt_id.options import WHAT, WHERE, Parser, add_options, ended, given_flags
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[baselines]'"
 ENDS = "--trials N, or a budget (--budget-gradients G, --budget-seconds S)"  # what may end a search
@@ -26,7 +26,7 @@ STARTED = ("search.json", "config.json", "config.yaml")  # written in this order
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The common options; a search adds its own."""
-    result = argparse.ArgumentParser(description=description)
+    result = Parser(description=description)
     add_options(result, *WHAT, *WHERE, group={"help": "default: <data set>_<algorithm>_<search>"})
     resume = "continue the search in that directory; without a name, the newest one"
     result.add_argument("--resume", action="store_true", help=resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from hyperopt_id import replay as replaying
 from hyperopt_id.build.names import from_config
 from hyperopt_id.config import dump, load
 from hyperopt_id.config_schema import Config
-from hyperopt_id.options import WHAT, WHERE, add_options, ended, given_flags
+from hyperopt_id.options import WHAT, WHERE, Parser, add_options, ended, given_flags
+from hyperopt_id.terminal import show
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="hyperopt-id train",
         description="Train a network and learn its hyperparameters in the same pass, by hypergradients.",
     )
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def replay_parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="hyperopt-id replay",
         description="Train by torch.optim with the hyperparameters that a run has found, without hypergradients.",
     )
@@ -46,7 +48,7 @@ def replay_parser() -> argparse.ArgumentParser:
 
 
 def cache_parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="hyperopt-id cache",
         description="Compiled programs and kernels that are kept for later starts.",
     )
@@ -95,9 +97,9 @@ def _cache(clear: bool) -> None:
         raise ValueError(f"the cache cannot be used ({error}): set HYPEROPT_ID_CACHE") from error
     for entry in [] if clear else entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        print(f"{entry.kind:8} {entry.size / 1e6:8.1f} MB   used {used}   {entry.path.name}")
+        show(f"{entry.kind:8} {entry.size / 1e6:8.1f} MB   used {used}   {entry.path.name}")
     size = sum(entry.size for entry in entries) / 1e6
-    print(f"{'removed ' if clear else ''}{len(entries)} entries, {size:.1f} MB, in {folder}")
+    show(f"{'removed ' if clear else ''}{len(entries)} entries, {size:.1f} MB, in {folder}")
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -124,7 +126,7 @@ def _train(options: argparse.Namespace) -> None:
         )
     config = load(files, overrides)
     if options.print_config:
-        print(dump(config), end="")
+        show(dump(config).rstrip("\n"))
     elif directory is None:
         launch.run(config, launch.new_directory(config))
     else:
@@ -143,7 +145,7 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
     if options.resume is None:
         return None
     if options.resume != "auto":
-        directory = Path(options.resume)
+        directory = Path(os.path.expanduser(options.resume))
     elif not options.config:
         raise ValueError(
             "--resume auto finds the run by its config files: add -c FILE..., or name the directory: --resume DIR"

@@ -20,7 +20,7 @@ from typing import Any
 
 from hyperopt_id import config_yaml, files
 from hyperopt_id.config_checks import problems
-from hyperopt_id.config_decode import decode, encode, source_of
+from hyperopt_id.config_decode import decode, encode, source_of, with_home
 from hyperopt_id.config_schema import Config, ModelConfig
 
 Tree = dict[str, Any]
@@ -151,7 +151,7 @@ def _check_plain(tree: Any, source: str) -> None:
 
 
 def _finish(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
-    config = decode(tree, sources)
+    config = decode(with_home(tree, (*FILES, "data_root", "log.dir")), sources)
     for keys, text in problems(config):
         raise ValueError(f"{source_of(keys, sources)}: {keys[0]}: {text}")
     return config

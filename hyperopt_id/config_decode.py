@@ -4,8 +4,9 @@
 """
 
 import math
+import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -30,6 +31,18 @@ def encode(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: encode(value) for key, value in config.items()}
     return list(config) if isinstance(config, tuple) else config
+
+
+def with_home(tree: Mapping[str, Any], paths: Collection[str], above: str = "") -> dict[str, Any]:
+    """The tree in which `~/` at the beginning of the paths, dotted keys, is the home folder: a shell sees to that in
+    `-l ~/runs`, and not in `-s log.dir=~/runs`."""
+
+    def at_home(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return with_home(value, paths, f"{key}.")
+        return os.path.expanduser(value) if key in paths and str(value).startswith("~/") else value
+
+    return {key: at_home(f"{above}{key}", value) for key, value in tree.items()}
 
 
 def source_of(keys: tuple[str, ...], sources: Sources) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -44,6 +45,19 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 WHAT = ("config", "set", "seed", "device", "dtype", "threads", "data_root")
 WHERE = ("log_dir", "group", "name", "progress")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says where settings belong: `-n first inner.updates=100` has them behind another option."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        options, rest = self.parse_known_args(args, namespace)
+        settings = [word for word in rest if "=" in word and not word.startswith("-")]
+        if settings:
+            self.error(f"settings stand directly behind -s, as in -s {shlex.join(settings)}")
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changed: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 def folder() -> Path:
     """Where the cache is. Raises RuntimeError if there is no home folder and no variable that names another one."""
     if named := os.environ.get("HYPEROPT_ID_CACHE"):
-        return Path(named).absolute()  # a library is looked for by its path alone where that has a slash
+        return Path(named).expanduser().absolute()  # a library is looked for by its path alone where that has a slash
     named = os.environ.get("XDG_CACHE_HOME", "")  # a relative one does not count, says its specification
     return (Path(named) if os.path.isabs(named) else _home() / ".cache") / "hyperopt_id"
 
@@ -187,11 +187,14 @@ def contents() -> list[Entry]:
 
 
 def clear() -> list[Entry]:
-    """Remove what the cache holds, and nothing else that is in its folder; what was removed."""
-    removed = contents()
+    """Remove what the cache holds, and nothing else that is in its folder; what was removed. While a program is being
+    compiled, its lock stays, and with it the folder and what the compiler keeps for itself."""
+    programs = folder() / PROGRAMS
+    busy = any(map(is_locked, programs.glob("*.lock")))
+    removed = [entry for entry in contents() if not (busy and entry.kind == "compiler")]
     for entry in removed:
         if entry.kind != "compiler":
             entry.path.unlink(missing_ok=True)
-    if _is_tagged(folder() / PROGRAMS):  # with locks, and what the compiler keeps for itself
-        shutil.rmtree(folder() / PROGRAMS, ignore_errors=True)
+    if _is_tagged(programs) and not busy:  # with locks, and what the compiler keeps for itself
+        shutil.rmtree(programs, ignore_errors=True)
     return removed

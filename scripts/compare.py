@@ -42,7 +42,7 @@ from hyperopt_id.analysis.page import Code, Heading, Part, Picture, Text, page
 from hyperopt_id.analysis.tables import FORMATS
 from hyperopt_id.config_schema import Config
 from hyperopt_id.optim import mulo_weights
-from hyperopt_id.options import add_options, ended, given_flags
+from hyperopt_id.options import Parser, add_options, ended, given_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOOKS = 20  # at a run, evenly spaced: models that may be kept
@@ -186,7 +186,7 @@ def protocol(options: argparse.Namespace, config: Config) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description="Compare methods on one data set under one budget.")
+    result = Parser(description="Compare methods on one data set under one budget.")
     add_options(result, "config", "set", "seed", "device", "threads", "data_root", "progress")
     add = result.add_argument
     add("--methods", nargs="+", metavar="NAME", help="default: all of them")

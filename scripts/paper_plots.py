@@ -23,6 +23,7 @@ from hyperopt_id.analysis import paper, repetitions, selection, tables
 from hyperopt_id.analysis.collect import Study, collect
 from hyperopt_id.analysis.results import TABLES
 from hyperopt_id.options import ended
+from hyperopt_id.terminal import show
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def read(folders: Sequence[Path], cache: Path | None = None) -> Study:
     return study
 
 
-def show(options: argparse.Namespace) -> None:
+def tell(options: argparse.Namespace) -> None:
     """Markdown on the terminal: the table of final losses, or those that are asked for."""
     paper.check_names(options.only)
     figures = [name for name in options.only if name not in [entry.name for entry in TABLES]]
@@ -56,7 +57,7 @@ def show(options: argparse.Namespace) -> None:
     for entry in TABLES:
         if entry.name in (options.only or ["final_losses"]):
             table = entry.make(study)
-            print(f"table {entry.name}: left out, it needs {entry.needs}" if table is None else tables.markdown(table))
+            show(f"table {entry.name}: left out, it needs {entry.needs}" if table is None else tables.markdown(table))
 
 
 def write(options: argparse.Namespace) -> None:
@@ -68,9 +69,8 @@ def write(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.list:
-        print(*paper.listing(), sep="\n")
-        return 0
-    return ended(lambda: (show if options.out is None else write)(options))
+        return ended(lambda: show("\n".join(paper.listing())))
+    return ended(lambda: (tell if options.out is None else write)(options))
 
 
 if __name__ == "__main__":

@@ -29,14 +29,12 @@ from baselines.lock import held
 from hyperopt_id.build.tasks import data_root
 from hyperopt_id.config import load
 from hyperopt_id.config_schema import Config
-from hyperopt_id.options import WHAT, add_options, ended, given_flags
+from hyperopt_id.options import WHAT, Parser, add_options, ended, given_flags
 
 
 def parser() -> argparse.ArgumentParser:
     generators = "\n".join(f"    {name:<24}{function.__doc__}" for name, function in GENERATORS.items())
-    result = argparse.ArgumentParser(
-        description=f"{__doc__}{generators}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = Parser(description=f"{__doc__}{generators}", formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add_options(
         result,

@@ -30,6 +30,7 @@ from baselines.signals import as_ctrl_c
 from hyperopt_id.config import load
 from hyperopt_id.options import ended
 from hyperopt_id.telemetry.directory import read_json, write_json
+from hyperopt_id.terminal import show
 
 FEWEST_STARTS, FEWEST_UPDATES = 2, 2  # however small the scale
 COUNTS: dict[Method, str] = {  # the option that says how many
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace, failed: list[str]) -> None:
     """Do what the options ask for; the names of experiments that fail go to `failed`."""
     chosen = choose(options)
     if options.list:
-        print("\n".join(table(chosen)))
+        show("\n".join(table(chosen)))
         return
     work = {experiment.name: list(commands(experiment, options)) for experiment in chosen}
     if options.dry_run:

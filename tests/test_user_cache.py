@@ -114,6 +114,23 @@ def test_the_command_lists_and_clears_what_is_the_caches(folder, capsys):
     assert [path.name for path in folder.iterdir()] == ["mine.so"]
 
 
+def test_what_is_cleared_while_a_program_is_compiled_leaves_the_compiler_its_place(folder, capsys):
+    path = program(name="0" * 16)
+    headers = path.parent / user_cache.SCRATCH / "headers.h.gch"
+    headers.parent.mkdir()
+    headers.write_bytes(bytes(4_000_000))
+    with user_cache.locked(path.with_name(f"{'1' * 16}.lock")) as lock:
+        assert cli.main(["cache", "--clear"]) == 0
+        assert capsys.readouterr().out.startswith("removed 1 entries")
+        assert headers.exists()
+        assert os.fstat(lock).st_nlink == 1
+    assert [entry.kind for entry in user_cache.contents()] == ["compiler"]
+    user_cache.store(path, b"compiled")  # by the compiler, at its end
+    assert [entry.kind for entry in user_cache.contents()] == ["program", "compiler"]
+    assert cli.main(["cache", "--clear"]) == 0
+    assert not path.parent.exists()
+
+
 def test_a_folder_of_that_name_with_other_things_is_left_alone(folder, capsys):
     mine = folder / "programs" / "torch" / "mine.py"
     library = folder / "programs" / "mine.so"

@@ -86,7 +86,7 @@ def build_task(config: Config, device: torch.device) -> Task:
 
 
 def data_root(config: Config) -> Path:
-    return Path(config.data_root or os.environ.get("HYPEROPT_ID_DATA") or "data")
+    return Path(config.data_root or os.path.expanduser(os.environ.get("HYPEROPT_ID_DATA") or "data"))
 
 
 def _language(config: Config, device: torch.device, dtype: torch.dtype) -> Task:

@@ -96,6 +96,7 @@ def _call(factory: ModuleFactory, seed: int) -> nn.Module:
         module = factory()
     if not isinstance(module, nn.Module):
         raise ValueError(f"{cure}; it returned {type(module).__name__}, which is no nn.Module")
+    module = _uncompiled(module)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
@@ -103,6 +104,23 @@ def _call(factory: ModuleFactory, seed: int) -> nn.Module:
                 "inputs, or call the module once inside the function that makes it"
             )
     return module
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given: it computes the same, and runs are compiled by themselves."""
+    if _is_compiled(module):
+        module = getattr(module, "_orig_mod")  # noqa: B009 - torch's stubs do not know it
+    for name, part in module.named_modules():
+        if _is_compiled(part):
+            raise ValueError(
+                f"{name} is the result of torch.compile: let the module have the part itself; runs are compiled by "
+                "themselves (inner.compile, Execution(compile=True))"
+            )
+    return module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
 
 
 @contextmanager

@@ -24,9 +24,9 @@ def csv_table(
     ValueError that names file, row and column (see `read_csv`)."""
     if loss not in ("mse", "cross_entropy"):
         raise ValueError(f"task.loss must be mse or cross_entropy, got {loss!r}")
-    path = Path(path)
     if not os.path.exists(path):
-        raise ValueError(f"task.path: there is no file {path}")
+        raise ValueError(f"task.path: there is no file {path}")  # as it was written: a Path shortens // of an address
+    path = Path(path)
     table = read_csv(path)
     bounds = split_by_position(splits, len(table), str(path), validation_fraction)
     if loss == "mse":

@@ -68,7 +68,7 @@ def claim(directory: Path, resuming: bool) -> IO[bytes]:
         if occupied and not resuming:
             raise ValueError(
                 f"the directory {directory} already holds a run; continue it with --resume (of train: --resume "
-                f"{directory}) or choose another name with -n NAME"
+                f"{directory}; from Python: Telemetry(..., resume_at=...)) or choose another name with -n NAME"
             )
     except BaseException:
         metrics.close()
