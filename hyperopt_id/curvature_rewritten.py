@@ -66,6 +66,8 @@ class Rewriting(TorchFunctionMode):
             return args[0].register_hook(self.in_first_pass(*args[1:], **kwargs))
         if func is F.embedding:
             return self.embedding(*args, **kwargs)
+        if func is torch.autograd.grad and not kwargs.get("create_graph"):
+            return trees.map(self.stopped, func(*args, **{**kwargs, "create_graph": True}))
         if func is torch._weight_norm:
             return _weight_norm(*args, **kwargs)
         if torch.is_grad_enabled() or not trees.leaves(args):  # the latter: `torch.no_grad()` itself

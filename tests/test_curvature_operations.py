@@ -27,6 +27,7 @@ from second_derivatives import (
     hooked,
     reversed_gradient,
     rounded,
+    with_inner_gradient,
 )
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -135,12 +136,11 @@ EXACT: dict[str, Operation] = {
     "p-norm at zero": lambda h, w: (h @ w).norm(p=3, dim=1),
     "maximum norm at zero": lambda h, w: (h @ w + ROWS.roll(1).to(w)).norm(p=float("inf"), dim=1),
     "angle": lambda h, w: torch.atan2(h @ w + 2.0, h @ w.T + 1.0),
-    "error function": lambda h, w: torch.erf(h @ w),
     "gamma": lambda h, w: torch.lgamma((h @ w).square() + 0.5),
     "singular values": lambda h, w: torch.linalg.svdvals(w),
     "cumulative logsumexp": lambda h, w: (h @ w).logcumsumexp(1),
     "in place": lambda h, w: (h @ w).clone().mul_(2.0).tanh_(),
-    "a constant that is stopped": lambda h, w: (h @ w - (h @ w).detach().amax(1, keepdim=True)).softmax(1),
+    "stopped constant": lambda h, w: (h @ w - (h @ w).detach().amax(1, keepdim=True)).softmax(1),
     "square root": lambda h, w: (h @ w).square().add(0.1).sqrt(),
 }
 DIFFERENCES: dict[str, Operation] = {
@@ -165,6 +165,7 @@ REWRITTEN: dict[str, Operation] = {
     "stopped share": lambda h, w: (0.1 * torch.tanh(h @ w).detach() + torch.tanh(h @ w)) @ w,
     "stopped by data": lambda h, w: torch.tanh(h @ w) @ w.data,
     "hook": lambda h, w: torch.tanh(hooked(torch.tanh(h @ w)) @ w),
+    "inner gradient": lambda h, w: with_inner_gradient(h @ w),
     "running statistic": lambda h, w: torch.tanh(by_running_size(h @ w)),
     "spectral norm": lambda h, w: torch.tanh(parametrized(parametrizations.spectral_norm)(h, w)),
     "old spectral norm": lambda h, w: torch.tanh(parametrized(torch.nn.utils.spectral_norm)(h, w)),
