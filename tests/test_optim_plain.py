@@ -1,6 +1,7 @@
 """Plain training inside a run is the plain loop that anybody writes, whatever the optimizer keeps of the past."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,3 +137,52 @@ def test_a_parameter_that_the_loss_does_not_use_stays_as_it_is_as_in_torch():
     plan = Plan(1, 3, objective="training")
     (run,) = after(plain_parts(quartic(), make, [0], rate), plan)
     torch.testing.assert_close(run.z.params["unused"], torch.tensor(1.0))
+
+
+def test_an_optimizer_that_needs_every_gradient_is_named():
+    class Needs(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.norms = [
+                self.state[p]["norm"] for group in self.param_groups for p in group["params"] if p.grad is None
+            ]
+
+    def make(params, taken):
+        return Needs(params.values(), lr=0.1)
+
+    with pytest.raises(
+        ValueError, match=r"^Needs stops where a parameter has no gradient \(unused; KeyError: 'norm'\)"
+    ):
+        after(plain_parts(quartic(), make, [0], rate), Plan(1, 3, objective="training"))
+
+
+COMPLEX = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.05),
+    "lbfgs": lambda params: torch.optim.LBFGS(params, lr=0.1, max_iter=2),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_weights_are_trained_as_in_a_plain_loop(name):
+    start, target = torch.tensor([1.0 + 2.0j, -0.5j]), torch.tensor([0.5j, 1.0 - 1.0j])
+
+    def loss(params, buffers, batch):
+        return (params["w"] - target).abs().square().sum(), (buffers, {})
+
+    task = replace(quartic(), init=lambda seed: ({"w": start.clone()}, {}), loss=loss)
+    make = COMPLEX[name]
+    plan = Plan(2, 3, objective="training")
+    (run,) = after(plain_parts(task, lambda params, taken: make(params.values()), [0], rate), plan)
+    weight = nn.Parameter(start.clone())
+    optimizer = make([weight])
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss({"w": weight}, {}, None)[0]
+        value.backward()
+        return value
+
+    for _ in range(6):
+        optimizer.step(closure)
+    assert torch.equal(run.z.params["w"], weight.detach())

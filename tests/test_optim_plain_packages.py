@@ -104,8 +104,18 @@ def classes(package: str) -> dict[str, Any]:
     }
 
 
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+class Net(nn.Module):
+    """Its last layer has a gradient in every third step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.other = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), nn.Linear(4, 3)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        step = int(self.steps)
+        self.steps += self.training
+        return self.layers(inputs) if step % 3 else self.layers(inputs) + self.other(inputs)
 
 
 def made(name: str, kind: Any, params: dict[str, Tensor]) -> Any:
@@ -135,8 +145,8 @@ def stored(parts: Parts, run: population.Run) -> population.Run:
 
 def by_hand(name: str, kind: Any, data: Dataset, start: dict[str, Tensor]) -> dict[str, Tensor]:
     """The plain loop, with a closure for what demands one, and as many evaluations as hyper-updates."""
-    model = net()
-    model.load_state_dict(start)
+    model = Net()
+    model.load_state_dict(start, strict=False)
     optimizer = made(name, kind, dict(model.named_parameters()))
     demands = inspect.signature(kind.step).parameters.get("closure", None)
     demands = demands is not None and demands.default is demands.empty
@@ -166,7 +176,7 @@ def by_hand(name: str, kind: Any, data: Dataset, start: dict[str, Tensor]) -> di
 
 def outcome(name: str, kind: Any, data: Dataset) -> str | None:
     """What is said where it is refused; None where the run is the plain loop."""
-    task = supervised(data, net, "cross_entropy", None)
+    task = supervised(data, Net, "cross_entropy", None)
     try:
         found = in_a_run(lambda params, taken: made(name, kind, params), task)
     except ValueError as error:

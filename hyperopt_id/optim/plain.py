@@ -18,7 +18,8 @@ evaluate. Statistics of BatchNorm remain those of the weights that it trains wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -122,6 +123,21 @@ def _member(trainer: Trainer, seed: int) -> Run:
     return Run(TrainState(params, buffers, state), {}, {}, {}, never, none)
 
 
+@contextmanager
+def _naming(optimizer: Any, params: Params) -> Iterator[None]:
+    """Raises ValueError if an optimizer takes steps, but not where a parameter has no gradient."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as error:
+        unused = [name for name, weight in params.items() if weight.grad is None]
+        if not unused:
+            raise
+        raise ValueError(
+            f"{type(optimizer).__name__} stops where a parameter has no gradient ({unused[0]}; {type(error).__name__}: "
+            f"{first_line(error)}): take another optimizer, or add 0.0 * {unused[0]}.sum() to the outputs"
+        ) from error
+
+
 @torch.enable_grad()
 def _update(trainer: Trainer, run: Run, batches: Sequence[Batch], target: Batch, step: int) -> tuple[Run, Record]:
     """T = len(batches) steps, the first of them number `step` of the run."""
@@ -138,9 +154,10 @@ def _update(trainer: Trainer, run: Run, batches: Sequence[Batch], target: Batch,
             torch.nn.utils.clip_grad_norm_(params.values(), trainer.clip_norm)
         return loss
 
-    switch(optimizer, "train")
-    losses = [take_step(optimizer, trainer.checked.calling, partial(evaluate, batch)) for batch in batches]
-    switch(optimizer, "eval")
+    with _naming(optimizer, params):
+        switch(optimizer, "train")
+        losses = [take_step(optimizer, trainer.checked.calling, partial(evaluate, batch)) for batch in batches]
+        switch(optimizer, "eval")
     state = stored(trainer, optimizer, params, taken + len(batches))
     z = TrainState(trees.detach(params), buffers, state)
     total, measured = trees.total(z.params), trees.wide(torch.stack(losses))

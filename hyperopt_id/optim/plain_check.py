@@ -118,10 +118,12 @@ def check(make: Make, params: Params) -> Checked:
 
 def _problem(params: Params, step: int) -> Callable[[], Tensor]:
     generator = torch.Generator().manual_seed(step)
-    targets = [torch.randn(p.shape, generator=generator).to(p) for p in params.values()]
+    real = [torch.view_as_real(p) if p.is_complex() else p for p in params.values()]
+    targets = [torch.randn(p.shape, generator=generator).to(p.detach()) for p in real]
 
     def evaluate() -> Tensor:
-        parts = [((w - c).square() + 1.0).sqrt().sum() for w, c in zip(params.values(), targets)]
+        weights = (torch.view_as_real(p) if p.is_complex() else p for p in params.values())
+        parts = [((w - c).square() + 1.0).sqrt().sum() for w, c in zip(weights, targets)]
         loss = torch.stack(parts).sum()
         loss.backward()
         return loss

@@ -25,7 +25,9 @@ class Embedding(nn.Embedding):
                 weight = torch.where(rows == self.padding_idx, weight.detach(), weight)
             by_frequency = self.scale_grad_by_freq and derivatives.applies_hooks()
             return F.embedding(input, weight, None, self.max_norm, self.norm_type, by_frequency)
-        if weight.requires_grad and torch.is_grad_enabled() and derivatives.applies_hooks():
+        if derivatives.applies_hooks() and not derivatives.differentiates_twice():
+            return super().forward(input)
+        if derivatives.applies_hooks() and weight.requires_grad:
             weight = weight.view_as(weight)
             weight.register_hook(derivatives.first_time(partial(self._trained_with, input)))
         return F.embedding(input, weight, None, self.max_norm, self.norm_type)
