@@ -236,8 +236,7 @@ def _key(key: Any, where: str) -> str | int:
 
 def _remove_temporary(directory: Path) -> None:
     """Remove what a killed ``save`` left behind; a run directory has one writer, so nobody is using it."""
-    for leftover in directory.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    files.remove_temporary(directory.glob(".*.tmp"))
 
 
 def _newest_first(directory: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +62,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):
         path.rmdir()
+
+
+def remove_temporary(paths: Iterable[Path]) -> None:
+    """Remove what `replace` left behind when the process was killed; a folder with something in it stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            remove(path)
 
 
 def make_way(path: Path) -> None:

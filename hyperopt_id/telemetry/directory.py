@@ -157,12 +157,9 @@ def _expected(number: int, item: tuple[dict[str, Any], int] | None, metrics: IO[
 
 
 def remove_temporary(directory: Path) -> None:
-    """Remove what writing a file left behind when the process was killed; what has such a name and cannot be removed
-    stays."""
+    """Remove what writing files left behind when the process was killed."""
     for pattern in (".*.tmp", "trace/**/.*.tmp"):
-        for path in directory.glob(pattern):
-            with suppress(OSError):
-                files.remove(path)
+        files.remove_temporary(directory.glob(pattern))
 
 
 def make_way(directory: Path) -> None:
