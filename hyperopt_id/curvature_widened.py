@@ -18,6 +18,7 @@ WIDE = {
 }
 _NUMBERS = {*WIDE, *WIDE.values()}
 _WRITING = {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__"}
+_MAKING = (torch.tensor, torch.as_tensor, torch.full)
 _CASTS = {"to", "type", "type_as", "float", "half", "bfloat16"}
 
 
@@ -38,6 +39,8 @@ class Widened(TorchFunctionMode):
         if len({leaf.dtype for leaf in trees.leaves((args, kwargs)) if leaf.dtype in _NUMBERS}) > 1:
             args, kwargs = trees.map(widened, (args, kwargs))
         result = func(*args, **kwargs)
+        if func in _MAKING and result.dtype in WIDE:  # of a number that was taken from a tensor
+            return func(*args, **{**kwargs, "dtype": WIDE[result.dtype]})
         if name in _CASTS and _is_real(result) and _is_real(args[0]):
             return widened(args[0].to(result.device))  # without the rounding
         return trees.map(widened, result)

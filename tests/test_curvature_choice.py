@@ -217,6 +217,18 @@ def test_under_autocast_products_are_right_or_taken_outside_of_it():
     assert not picked(regression(plain), under_autocast=True).outside_autocast
 
 
+def test_a_number_that_is_taken_out_and_put_back_is_no_constant():
+    """In float32 a difference of length 1e-7 does not show it."""
+
+    def scaled(h: Tensor) -> Tensor:
+        return h * torch.tensor(h.detach().square().mean().item())
+
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(ValueError, match=r"the Hessian is not symmetric"):
+            picked(regression(lambda: with_layer(scaled), dtype))
+        assert picked(regression(lambda: with_layer(scaled), dtype), PUSHES).curvature is not curvature.exact
+
+
 def test_the_choice_draws_from_no_generator_and_is_the_same_each_time():
     task, before = regression(kept), torch.get_rng_state()
     notes = [picked(task).notes[0][0].split(";")[0] for _ in range(2)]

@@ -12,6 +12,7 @@ from curvature_tasks import (
     Zeros,
     kept,
     padded,
+    picked,
     plain,
     regression,
     spectral,
@@ -19,8 +20,9 @@ from curvature_tasks import (
     straight_through,
     ungraphed,
     with_hook,
+    with_layer,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import hyperopt_id as hid
 from hyperopt_id import curvature, population, trees
@@ -82,7 +84,7 @@ class Assigning(nn.Module):
         self.linear = nn.Linear(6, 1)
         self.register_buffer("size", torch.ones(()))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         outputs = self.linear(inputs)
         self.size = 0.9 * self.size + 0.1 * outputs.abs().mean().detach()
         return outputs / self.size
@@ -120,6 +122,18 @@ def test_a_run_under_autocast_takes_these_products(factory: Any):
         batches, targets = parts.batches("train", [0], 0, 5), parts.batches("validation", [0], 0, 1)
         found.append(parts.update(run, batches, targets[0], 0)[1].hypergradient["lr/global"])
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
+
+
+def test_a_loss_that_does_not_run_under_autocast_is_refused_in_a_line():
+    def arrays(h: Tensor) -> Tensor:
+        return h / float(h.detach().numpy().std())
+
+    task = regression(lambda: with_layer(arrays))
+    with pytest.raises(
+        ValueError, match=r"under autocast to bfloat16 the loss has no gradient \(TypeError: .*float32"
+    ) as error:
+        picked(task, under_autocast=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("opened_first", [True, False])

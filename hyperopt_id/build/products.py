@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyperopt_id import population, trees
 from hyperopt_id.curvature import Curvature, examine, none
-from hyperopt_id.derivatives import Loss
+from hyperopt_id.derivatives import Loss, gradient
 from hyperopt_id.hypergrad import Engine
 from hyperopt_id.tasks.task import Task
 from hyperopt_id.trees import Params
@@ -54,12 +54,26 @@ def pick_products(
         return bound(autocast(task.loss) if under_autocast else task.loss), bound(task.loss) if under_autocast else None
 
     loss, plain = losses(batch)
+    if under_autocast:
+        _check_autocast(loss, params)
     share = FEW / max(count_saved(loss, params), 1)
     few = losses(task.thin(batch, max(share, LEAST_SHARE))) if share < 1.0 else None
     choice = examine(loss, params, given=given, differences=differences, plain=plain, pushes=engine.pushes, few=few)
     note = f"curvature: {choice.line}"
     logger.log(logging.WARNING if choice.doubtful else logging.INFO, note)
     return Products(choice.curvature, choice.outside_autocast, ((note, time.perf_counter()),))
+
+
+@torch.enable_grad()
+def _check_autocast(loss: Loss, params: Params) -> None:
+    try:
+        gradient(loss, trees.variables(params))
+    except Exception as problem:  # whatever a loss of the user's own raises
+        reason = next(iter(str(problem).strip().splitlines()), "")
+        raise ValueError(
+            f"under autocast to bfloat16 the loss has no gradient ({type(problem).__name__}: {reason}): take float32, "
+            f"or compute the part that cannot have bfloat16 under torch.autocast(..., enabled=False)"
+        ) from problem
 
 
 @torch.enable_grad()
