@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import checkpoint, population, runtime, trees
+from hyperopt_id.arguments import entrance
 from hyperopt_id.experiment_plan import Parts, Plan
 from hyperopt_id.experiment_skips import Skips, left_out, note_skips
 from hyperopt_id.experiment_state import state_check
@@ -36,7 +37,7 @@ class Log(Protocol):
     def report(self, update: int, step: int, values: Mapping[str, Any]) -> Any: ...
 
 
-@torch.inference_mode(False)
+@entrance
 def run(
     parts: Parts,
     plan: Plan,

@@ -1,7 +1,6 @@
 """What the loop is given: the parts of a run, as functions, and how long and on what they work."""
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +8,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import population
+from hyperopt_id.arguments import check_whole
 from hyperopt_id.compilation import Compilation
 from hyperopt_id.dynamics import Batch
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.runtime import Stopwatch
 from hyperopt_id.trees import Params
 
-HIGHEST_SEED = 2**63 - 1
 LEAST = {"updates": 1, "steps_per_update": 1, "report_every": 1, "checkpoint_every": 0, "keep": 1}  # of a plan
 
 
@@ -78,36 +77,11 @@ class Plan:
             yield until
 
     def __post_init__(self) -> None:
-        periods = LEAST if self.trace_every is None else {**LEAST, "trace_every": 0}
-        for name, least in periods.items():
-            value = getattr(self, name)
-            try:
-                right = _whole(value) >= least
-            except TypeError:
-                right = False
-            if not right:
-                raise ValueError(f"Plan: {name} must be a whole number, {least} or more, not {value!r}")
+        for name, least in LEAST.items():
+            check_whole(f"Plan: {name}", getattr(self, name), least)
+        if self.trace_every is not None:
+            check_whole("Plan: trace_every", self.trace_every, 0)
+        if isinstance(self.report_splits, str):
+            raise ValueError(f"Plan: report_splits must be a list, such as ('test',), not {self.report_splits!r}")
         if self.objective not in ("validation", "training"):
             raise ValueError(f"the objective is validation or training, not {self.objective!r}")
-
-
-def as_seeds(given: Iterable[Any]) -> list[int]:
-    """Seeds as Python integers: from lists, ranges, arrays and tensors."""
-    needed = f"seeds must be whole numbers from 0 to {HIGHEST_SEED}, one for each run, such as [0, 1] or range(20)"
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{needed}, not {given!r}")
-    try:
-        seeds = [_whole(seed) for seed in given]
-    except TypeError as error:  # also iteration over a 0-d array or tensor
-        raise ValueError(f"{needed}; {error}") from None
-    wrong = [seed for seed in seeds if not 0 <= seed <= HIGHEST_SEED]
-    if wrong or not seeds:
-        raise ValueError(f"{needed}; given {wrong[0] if wrong else 'none'}")
-    return seeds
-
-
-def _whole(value: Any) -> int:
-    kind = value.dtype if isinstance(value, Tensor) else getattr(value, "dtype", type(value))
-    if kind in (bool, torch.bool) or str(kind) == "bool":
-        raise TypeError(f"given {value!r}, which is a truth value")
-    return operator.index(value)

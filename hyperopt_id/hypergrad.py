@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import check_whole
 from hyperopt_id.dynamics import Batch, Cotangent, Dynamics, Metrics, TrainState, objective_cotangent
 from hyperopt_id.trees import Params
 
@@ -62,8 +63,7 @@ def neumann(terms: int, *, carry_state: bool = False) -> Engine:
     `terms` = K costs one objective gradient and K - 1 Hessian-vector products. The optimizer's state is a constant
     unless `carry_state`, which runs the recursion through (parameters, optimizer state) together.
     """
-    if terms < 1:
-        raise ValueError(f"the Neumann series needs at least 1 term, but terms is {terms}")
+    check_whole("neumann: terms", terms, 1)
 
     def call(
         dynamics: Dynamics, objective: Objective, z: TrainState, raw: Params, batches: Sequence[Batch], target: Batch
@@ -168,8 +168,7 @@ def _units(tuned: Params, run_axes: int) -> list[Params]:
 
 
 def _check_window(window: int) -> None:
-    if window < 1:
-        raise ValueError(f"the window needs at least 1 step, but window is {window}")
+    check_whole("window", window, 1)
 
 
 def _cotangent(

@@ -13,12 +13,14 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import check_kind
 from hyperopt_id.trees import Params
 
 GRANULARITIES = ("global", "tensor", "element")
@@ -68,12 +70,17 @@ class Hyper:
             raise ValueError(
                 f'Hyper: tune={self.tune!r}; allowed: any of {", ".join(GRANULARITIES)}, as in tune=("element",)'
             )
+        check_kind("Hyper: transform", self.transform, Transform, "LOG10, LOGIT or IDENTITY")
         init = self.init
         if isinstance(init, Tensor):
             self._check_tensor()
             return
         for name, limits in (("init", (init, init)), ("bounds", self.bounds), ("sample", self.sample)):
             if limits is not None:
+                pair = isinstance(limits, tuple | list) and len(limits) == 2
+                if not pair or not all(isinstance(limit, Real) for limit in limits):
+                    what = "a number" if name == "init" else "two numbers, (lowest, highest)"
+                    raise ValueError(f"Hyper: {name} must be {what}, not {getattr(self, name)!r}")
                 self._check(name, *limits)
         if self.bounds is not None and not self.bounds[0] <= init <= self.bounds[1]:
             raise ValueError(f"Hyper: init={self.init} is outside bounds={self.bounds}; change one of them")
@@ -108,6 +115,11 @@ class Space:
     """The hyperparameters of one update rule, by name."""
 
     hypers: Mapping[str, Hyper]
+
+    def __post_init__(self) -> None:
+        check_kind("Space", self.hypers, Mapping, "a mapping from name to Hyper")
+        for name, hyper in self.hypers.items():
+            check_kind(f"Space: {name}", hyper, Hyper, "a Hyper, such as Hyper(0.1, LOG10)")
 
     def draw(self, seed: int) -> dict[str, float]:
         """Random natural values of those that are numbers. Each hyperparameter has a stream of its own, so runs of one

@@ -28,7 +28,7 @@ SPACE = hid.Space(
 @pytest.mark.parametrize("value", [2.5, "20", -1, True, [1]])
 def test_a_plan_is_of_whole_numbers(name, value):
     least = 0 if name in ("checkpoint_every", "trace_every") else 1
-    message = re.escape(f"Plan: {name} must be a whole number, {least} or more, not {value!r}")
+    message = re.escape(f"Plan: {name} is {value!r}, and must be a whole number, {least} or more")
     with pytest.raises(ValueError, match=f"^{message}$"):
         hid.Plan(**{"updates": 3, name: value})
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a name stands for a module, for the files of a package, and for siblings NAME_*.py
-    "trees files memory terminal interruption",
+    "arguments trees files memory terminal interruption",
     "user_cache",
     "derivatives kernels compilation rules",
     "mup mulo space tasks",  # mup and mulo make update rules

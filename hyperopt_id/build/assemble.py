@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import compilation_cuda, population, rules, trees
-from hyperopt_id.build.entrances import as_starts, check_names, check_task, optional_parameters
+from hyperopt_id.arguments import as_seeds, check_whole, entrance
+from hyperopt_id.build.entrances import as_starts, check_kinds, check_names, check_task, optional_parameters
 from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized
 from hyperopt_id.compilation import Compilation
 from hyperopt_id.curvature import Curvature
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
-from hyperopt_id.experiment_plan import as_seeds
 from hyperopt_id.hypergrad import Engine, Objective
 from hyperopt_id.population import Lift, Run
 from hyperopt_id.rules import UpdateRule
@@ -45,8 +45,13 @@ class Execution:
     compile: bool = False
     autocast: bool = False
 
+    def __post_init__(self) -> None:
+        if self.lift not in ("loop", "vmap"):
+            raise ValueError(f"Execution: lift must be 'loop' or 'vmap', not {self.lift!r}")
+        check_whole("Execution: chunk", self.chunk, 1)
 
-@torch.inference_mode(False)
+
+@entrance
 def assemble(
     task: Task,
     *,
@@ -77,8 +82,9 @@ def assemble(
     none, or if the task's loss is not one number.
     """
     execution = execution or Execution()
-    meta = meta or rules.adam()
-    meta_space = meta_space or adam_space(0.05)
+    meta = rules.adam() if meta is None else meta
+    meta_space = adam_space(0.05) if meta_space is None else meta_space
+    check_kinds(task=task, rule=rule, space=space, engine=engine, meta=meta, meta_space=meta_space)
     check_names("space", space, rule)
     check_names("meta_space", meta_space, meta)
     seeds = as_seeds(seeds)

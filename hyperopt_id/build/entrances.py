@@ -9,14 +9,30 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import check_kind
 from hyperopt_id.build.vectorized import few_rows
 from hyperopt_id.derivatives import gradient
+from hyperopt_id.hypergrad import Engine
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.space import Hyper, Space
 from hyperopt_id.tasks.losses import check_number
 from hyperopt_id.tasks.task import Batch, Task
 
+KINDS: dict[str, tuple[type, str]] = {
+    "task": (Task, "a Task, such as supervised(...) makes"),
+    "rule": (UpdateRule, "an UpdateRule, such as rules.sgd()"),
+    "space": (Space, "a Space, such as Space({'lr': Hyper(0.1, LOG10), ...})"),
+    "engine": (Engine, "an Engine, such as hypergrad.neumann(terms=5)"),
+    "meta": (UpdateRule, "an UpdateRule, such as rules.adam()"),
+    "meta_space": (Space, "a Space, such as Space({'lr': Hyper(0.05), ...})"),
+}
 FEWEST, TRIED_STEPS = 2, 3  # rows and steps in which parameters without a gradient are looked for
+
+
+def check_kinds(**given: Any) -> None:
+    """Raise ValueError unless the arguments of `assemble` are of the kinds in `KINDS`."""
+    for name, value in given.items():
+        check_kind(name, value, *KINDS[name])
 
 
 def check_names(what: str, space: Space, rule: UpdateRule) -> None:

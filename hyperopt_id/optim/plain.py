@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import population, trees
+from hyperopt_id.arguments import as_seeds, entrance
 from hyperopt_id.dynamics import Batch, TrainState
-from hyperopt_id.experiment_plan import Parts, as_seeds
+from hyperopt_id.experiment_plan import Parts
 from hyperopt_id.optim.plain_check import check, switch, take_step
 from hyperopt_id.optim.plain_make import Make, as_weights, first_line
 from hyperopt_id.optim.plain_state import Trainer, adopt, numbers_of, restored, stored
@@ -42,7 +43,7 @@ __all__ = ["Make", "plain_parts"]
 GROWTH, MEGABYTE = 100, 2**20  # a state is at most so many times as large as after the steps of the check
 
 
-@torch.inference_mode(False)
+@entrance
 def plain_parts(
     task: Task,
     make: Make,

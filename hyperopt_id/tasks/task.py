@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import entrance
 from hyperopt_id.tasks import losses
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.fitting import fitted
@@ -76,7 +77,7 @@ class Task:
     limits: dict[str, str] = field(default_factory=dict)
 
 
-@torch.inference_mode(False)
+@entrance
 def supervised(
     dataset: Dataset,
     module_factory: ModuleFactory,
