@@ -73,7 +73,9 @@ def rewritten_forward(loss: Loss, thin_loss: Loss, params: Params) -> tuple[Grad
 
 
 def _record_rewritten(loss: Loss, params: Params) -> tuple[Params, Params]:
-    """Variables, and the recorded gradient at them."""
+    """Variables, and the recorded gradient at them. Dynamo would leave operations as they are, without a word."""
+    if torch.compiler.is_dynamo_compiling():
+        raise NotImplementedError("torch.compile does not rewrite operations")
     variables, passes = trees.variables(params), Passes()
     value = gradient(rewrite(loss, passes), variables, create_graph=True).value
     passes.first_is_over = True

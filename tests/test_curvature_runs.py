@@ -105,6 +105,21 @@ def test_rewritten_operations_leave_no_graph_in_a_module(factory: Any):
     assert counts[1:] == counts[1:2] * 4
 
 
+@pytest.mark.parametrize("way", [curvature.rewritten, curvature.rewritten_forward])
+def test_dynamo_does_not_compile_what_it_would_not_rewrite(way: Any):
+    """`compilation_cuda.compiled` then runs it eagerly; without the refusal, it gives exact products."""
+    task = regression(stopped, torch.float64)
+    batch, (params, buffers) = first_batch(task, 0), task.init(0)
+
+    def product(w: trees.Params) -> trees.Params:
+        loss = lambda q: task.loss(q, buffers, batch)  # noqa: E731
+        return way(loss, loss, w)[1](params)
+
+    allowed = torch._dynamo.config.patch(trace_autograd_ops=True)
+    with allowed, pytest.raises(Exception, match="does not rewrite operations"):
+        torch.compile(product, fullgraph=True, dynamic=False, backend="eager")(params)
+
+
 def test_second_derivatives_that_are_not_finite_skip_nothing():
     parts = hid.assemble(regression(Zeros), rule=hid.rules.sgd(), space=SPACE, engine=PULLS)
     assert not hid.run(parts, hid.Plan(updates=5))["skipped_updates"].any()
