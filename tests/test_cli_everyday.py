@@ -1,8 +1,8 @@
 """What people type: settings behind another option, paths from home, output to a disk that is full, Ctrl-C at once."""
 
 import contextlib
-import importlib.abc
-import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,14 +86,19 @@ def test_a_run_does_not_depend_on_what_it_says(tmp_path):
         assert cli.train(digits(tmp_path)) == 0
 
 
-def test_ctrl_c_while_torch_is_loaded_is_quiet(monkeypatch, capsys):
-    class Interrupting(importlib.abc.MetaPathFinder):
-        def find_spec(self, fullname, path, target=None):
-            if fullname == "hyperopt_id.cli":
-                raise KeyboardInterrupt
-
-    monkeypatch.delitem(sys.modules, "hyperopt_id.cli")
-    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    with pytest.raises(SystemExit, match="130"):
-        runpy.run_path(str(CONFIGS.parent / "train.py"), run_name="__main__")
-    assert capsys.readouterr() == ("", "")
+@pytest.mark.parametrize(("before", "status"), [("default_int_handler", -signal.SIGINT), ("SIG_IGN", 7)])
+def test_ctrl_c_while_torch_is_loaded_is_quiet(before, status):
+    """And stays ignored where it was, as in the background of a script."""
+    program = f"""
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.{before})
+class Loading:
+    def find_spec(name, path, target=None):
+        if name == "hyperopt_id":
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7)
+sys.meta_path.insert(0, Loading)
+runpy.run_path({str(CONFIGS.parent / "train.py")!r}, run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
