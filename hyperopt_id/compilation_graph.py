@@ -87,7 +87,7 @@ def _written(recorded: torch.fx.GraphModule) -> tuple[str, list[Tensor], float]:
         if node.op == "call_function":
             numbers[node] = len(inputs) + len(lines)
             keywords = {name: _encoded(value, numbers) for name, value in node.kwargs.items()}
-            lines.append([_operation(node.target), _encoded(node.args, numbers), keywords])
+            lines.append([_operation(node), _encoded(node.args, numbers), keywords])
             epsilon = max([epsilon, *map(_epsilon, trees.leaves(node.meta.get("val")))])
         elif node.op == "output":
             outputs = _encoded(node.args[0], numbers)
@@ -107,14 +107,23 @@ def _epsilon(x: Tensor) -> float:
     return torch.finfo(x.dtype).eps if x.ndim and (x.is_floating_point() or x.is_complex()) else 0.0
 
 
-def _operation(target: Any) -> str:
+def _operation(node: torch.fx.Node) -> str:
+    target = node.target
     if target is operator.getitem:
         return "getitem"
     if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims"):
         raise Untraceable(f"{target} is no operation of PyTorch's own")
-    if torch.Tag.nondeterministic_seeded in target.tags:
+    if torch.Tag.nondeterministic_seeded in target.tags and not _is_without_dropout(target, node):
         raise Untraceable(f"{target} draws from a global generator, and a program draws other numbers")
     return str(target)
+
+
+def _is_without_dropout(target: torch._ops.OpOverload, node: torch.fx.Node) -> bool:
+    """Whether an operation that draws masks, as attention does, is given the probability 0 to drop."""
+    names = [argument.name for argument in target._schema.arguments]
+    given = {argument.name: argument.default_value for argument in target._schema.arguments}
+    given |= {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return given.get("dropout_p") == 0.0
 
 
 def _encoded(value: Any, numbers: dict[Any, int]) -> Any:

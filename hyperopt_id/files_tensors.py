@@ -1,7 +1,8 @@
 """Reading files of `torch.save` that may be damaged, foreign, or made to fill the memory.
 
 A file counts if it is a regular one of bounded size, its records are stored (not compressed) with their checksums
-right, what it holds is read without running code, and every tensor owns as much memory as it has elements.
+right, what it holds is read without running code, and every tensor owns as much memory as it has elements. None of them
+is given with a wish for a gradient.
 """
 
 import io
@@ -62,6 +63,7 @@ def _check_tensors(value: Any) -> None:
                 raise _UnfitError(f"a tensor is {entry.layout} on {entry.device.type}, not an ordinary one")
             if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
                 raise _UnfitError(f"a tensor of shape {files.shorten(str(list(entry.shape)))} repeats its memory")
+            entry.requires_grad_(False)  # what a file holds are values
         elif id(entry) not in seen and isinstance(entry, Mapping | list | tuple):
             seen.add(id(entry))
             pending += [*entry, *entry.values()] if isinstance(entry, Mapping) else entry

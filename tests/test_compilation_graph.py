@@ -160,3 +160,12 @@ def test_what_has_no_graph_is_refused_in_one_line(name):
     with pytest.raises(Untraceable, match=message) as raised:
         trace(function, [random(3, seed=1)])
     assert "\n" not in str(raised.value)
+
+
+def test_attention_without_dropout_draws_nothing_and_with_it_has_no_graph():
+    attend = torch.nn.functional.scaled_dot_product_attention
+    query = random(1, 2, 3, 4, seed=1)
+    graph = trace(lambda q: attend(q, q, q), [query])
+    assert_close(interpreted(graph, query), attend(query, query, query), 0.0)
+    with pytest.raises(Untraceable, match="draws from a global generator"):
+        trace(lambda q: attend(q, q, q, dropout_p=0.5), [query])

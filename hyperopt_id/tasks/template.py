@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from hyperopt_id import derivatives
@@ -169,10 +170,10 @@ class Template:
 
     def _instance(self) -> Instance:
         kept = self.own_instances()
-        for instance in kept:
-            if instance.is_free():
-                return instance
-        with temporarily_clear_interpreter_stack():  # outside of vmap
+        with temporarily_clear_interpreter_stack(), _disable_current_modes():  # outside of vmap and of tracing
+            for instance in kept:
+                if instance.is_free():
+                    return instance
             instance = Instance(self.first.pop() if self.first else self.build(), self.varying, self.objects)
         if len(kept) < MOST_KEPT:
             kept.append(instance)
