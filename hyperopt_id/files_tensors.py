@@ -1,8 +1,8 @@
 """Reading files of `torch.save` that may be damaged, foreign, or made to fill the memory.
 
 A file counts if it is a regular one of bounded size, its records are stored (not compressed) with their checksums
-right, what it holds is read without running code, and every tensor owns as much memory as it has elements. None of them
-is given with a wish for a gradient.
+right, what it holds is read without running code, and every tensor owns as much memory as it has elements. Tensors are
+read as values, without a gradient.
 """
 
 import io
