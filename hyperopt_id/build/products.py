@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,10 @@ def count_saved(loss: Loss, params: Params) -> int:
         count += tensor.numel()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        suppress(RuntimeError),  # of a forward that calls torch.func, where nothing is counted
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         loss(trees.variables(params))
     return count
 

@@ -49,6 +49,7 @@ class Builder:
         return self.prepared(_call(self.factory, seed))
 
     def prepared(self, module: nn.Module) -> nn.Module:
+        module = _uncompiled(module)
         if self.original is not None:
             module = _copied(module)
         return substituted(converted(uncompiled(module), self.device, self.dtype))
@@ -57,14 +58,18 @@ class Builder:
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module without `torch.compile`, whole or in parts, whose guards would see every run's tensors as other ones:
     what is worth it is compiled with the step (`Execution(compile=True)`)."""
-    whole = getattr(module, "_orig_mod", module)
+    whole = _uncompiled(module)
     for part in list(whole.modules()):
         if part._compiled_call_impl is not None:  # by part.compile()
             part._compiled_call_impl = None
-        for name, child in list(part._modules.items()):
-            if hasattr(child, "_orig_mod"):
-                part._modules[name] = child._orig_mod  # type: ignore[assignment,union-attr]
+        for name, child in list(part.named_children()):
+            if _uncompiled(child) is not child:
+                part._modules[name] = _uncompiled(child)
     return whole
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -96,7 +101,6 @@ def _call(factory: ModuleFactory, seed: int) -> nn.Module:
         module = factory()
     if not isinstance(module, nn.Module):
         raise ValueError(f"{cure}; it returned {type(module).__name__}, which is no nn.Module")
-    module = _uncompiled(module)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
@@ -104,23 +108,6 @@ def _call(factory: ModuleFactory, seed: int) -> nn.Module:
                 "inputs, or call the module once inside the function that makes it"
             )
     return module
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile` was given: it computes the same, and runs are compiled by themselves."""
-    if _is_compiled(module):
-        module = getattr(module, "_orig_mod")  # noqa: B009 - torch's stubs do not know it
-    for name, part in module.named_modules():
-        if _is_compiled(part):
-            raise ValueError(
-                f"{name} is the result of torch.compile: let the module have the part itself; runs are compiled by "
-                "themselves (inner.compile, Execution(compile=True))"
-            )
-    return module
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
 
 
 @contextmanager

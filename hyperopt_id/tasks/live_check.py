@@ -8,6 +8,7 @@ and one that repeats a step give the same.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,8 +93,9 @@ def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) ->
     for name, value in states[1].items():
         if name not in states[0] or not equal(states[0][name], value):
             raise ValueError(
-                f"forward changes the attribute {name} at every call, which is no part of a run's state and would "
-                "not be saved, restored or kept apart for several runs: make it a buffer, register_buffer(...)"
+                f"forward changes the attribute {name} at every call, or a hook does, which is no part of a run's "
+                "state and would not be saved, restored or kept apart for several runs: make it a buffer, "
+                "register_buffer(...)"
             )
     for kept in view.training.own_instances():
         for part, twin in zip(kept.dropouts, dropouts_of(view.training.module), strict=True):
@@ -105,8 +107,10 @@ def _outputs(
     view: FunctionalModule, params: Tensors, buffers: Tensors, seed: Tensor, arguments: tuple[Any, ...]
 ) -> list[Tensor]:
     """Of a training step, which also shows the types that it gives to buffers."""
-    given = {**trees.variables(params), **trees.map(torch.clone, buffers)}
-    outputs, after = view.training(given, seed, *arguments)
+    variables = trees.variables(params)
+    outputs, after = view.training({**variables, **trees.map(torch.clone, buffers)}, seed, *arguments)
+    with suppress(RuntimeError):  # which is said where gradients are compared
+        torch.autograd.grad(polynomial(outputs), list(variables.values()), allow_unused=True)  # for what hooks do
     for name, value in buffers.items():
         if isinstance(after.get(name), Tensor) and after[name].dtype != value.dtype:
             view.promoted[name] = torch.promote_types(after[name].dtype, value.dtype)
@@ -198,11 +202,10 @@ def _view_step(
     try:
         slopes = torch.autograd.grad(value, list(variables.values()), allow_unused=True)
     except RuntimeError as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"torch.autograd.grad cannot differentiate the model: {why} (activation checkpointing needs "
-            "use_reentrant=False)"
-        ) from error
+        why, cure = str(error).strip().splitlines()[0], "activation checkpointing needs use_reentrant=False"
+        if "does not require grad" in why:
+            cure = "forward may not change requires_grad: let it use weight.detach(), or freeze the parameter for good"
+        raise ValueError(f"torch.autograd.grad cannot differentiate the model: {why} ({cure})") from error
     for name in [name for name, slope in zip(params, slopes, strict=True) if slope is not None and slope.is_sparse]:
         raise ValueError(f"the gradient of {name} is a sparse tensor, which no rule takes: set sparse=False")
     filled = (torch.zeros_like(x) if slope is None else slope for slope, x in zip(slopes, params.values(), strict=True))

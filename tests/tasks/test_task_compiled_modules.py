@@ -1,4 +1,4 @@
-"""A module that `torch.compile` has wrapped trains as the module in it; a wrapped part is refused in one line."""
+"""A module that `torch.compile` has wrapped trains as the module in it, and so do wrapped parts."""
 
 import pytest
 import torch
@@ -30,7 +30,17 @@ def test_a_compiled_module_is_the_module_in_it(same):
     assert torch.equal(*losses)
 
 
-def test_a_compiled_part_is_refused():
-    with pytest.raises(ValueError, match=r"^0 is the result of torch\.compile: let the module have") as raised:
-        hid.supervised(DATA, lambda: nn.Sequential(compiled(nn.Linear(2, 3)), nn.Linear(3, 1)), "mse", 5)
-    assert "\n" not in str(raised.value)
+def test_compiled_parts_are_the_parts():
+    def make(whole: bool) -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        if not whole:
+            module[0] = compiled(module[0])
+            module[2].compile(backend="eager")
+        return module
+
+    expected, found = (hid.supervised(DATA, lambda whole=whole: make(whole), "mse", 5) for whole in (True, False))
+    (params, buffers), (others, _) = expected.init(3), found.init(3)
+    assert list(others) == list(params)
+    batch = hid.tasks.task.Batch(torch.arange(5), torch.tensor(0), "train")
+    losses = [task.loss(params, buffers, batch)[0] for task in (expected, found)]
+    assert torch.equal(*losses)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from live_modules import FAITHFUL
 from live_modules_base import Tokens
-from torch import nn
+from torch import Tensor, nn
 
 import hyperopt_id as hid
 from hyperopt_id import curvature, population
@@ -28,9 +28,21 @@ def padding(**options: bool) -> nn.Module:
     return module
 
 
+class Force(nn.Module):
+    """The derivative of a potential by its inputs, as `torch.func` takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.func.vmap(torch.func.grad(lambda row: self.potential(row)[0]))(inputs).sum(1)
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "padding row": padding,
     "padding row, scaled": lambda: padding(scale_grad_by_freq=True),
+    "force": Force,
     "experts": FAITHFUL["experts"],
     "adapters": FAITHFUL["adapters"],
     "decoder": FAITHFUL["decoder"],

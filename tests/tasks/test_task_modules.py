@@ -11,7 +11,7 @@ from user_modules import DATA, Net, regression
 
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.penn_treebank import Streams, language_task
-from hyperopt_id.tasks.task import Batch, supervised
+from hyperopt_id.tasks.task import supervised
 
 
 class Transient(Net):
@@ -164,27 +164,6 @@ def test_models_that_cannot_be_trained_are_refused(factory: Callable[[], nn.Modu
 def test_targets_that_do_not_suit_the_criterion_are_refused(targets: Tensor, criterion: str, message: str):
     with pytest.raises(ValueError, match=message):
         supervised(Dataset(DATA.inputs, targets, DATA.splits), Net, criterion, 5)
-
-
-def layers() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
-
-
-def compiled_layers() -> nn.Module:
-    module = layers()
-    module[0] = torch.compile(module[0], backend="eager")  # type: ignore[assignment]
-    module[2].compile(backend="eager")
-    return module
-
-
-@pytest.mark.parametrize("factory", [lambda: torch.compile(layers(), backend="eager"), compiled_layers])
-def test_what_is_compiled_by_torch_is_the_module_itself(factory: Callable[[], nn.Module]):
-    task, plain = regression(factory), regression(layers)
-    (params, buffers), (expected, _) = task.init(1), plain.init(1)
-    assert list(params) == list(expected)
-    assert all(torch.equal(value, expected[name]) for name, value in params.items())
-    batch = Batch(torch.arange(5), torch.tensor(0), "train")
-    assert torch.equal(task.loss(params, buffers, batch)[0], plain.loss(params, buffers, batch)[0])
 
 
 def test_a_module_that_needs_batches_of_one_size_is_named_when_a_split_has_another():

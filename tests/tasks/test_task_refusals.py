@@ -104,6 +104,31 @@ class LargestNorm(Net):
         return super().hidden(inputs) + self.table((inputs[:, 0] > 0).long())
 
 
+class CountingHook(Net):
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight.register_hook(self.divided)
+
+    def divided(self, gradient: Tensor) -> Tensor:
+        self.calls += 1
+        return gradient / self.calls
+
+
+class Unfreezes(Net):
+    """A layer that is frozen in even steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(0))
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        self.first.requires_grad_(bool(self.steps % 2))
+        self.steps += 1
+        return super().hidden(inputs)
+
+
 class OddRows(Net):
     def hidden(self, inputs: Tensor) -> Tensor:
         assert len(inputs) == 77, "77 rows are needed"
@@ -239,6 +264,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Linear(4, 6), SubclassOfChannelDropout(0.5), nn.Linear(6, 1)),
         "draws from a global generator",
     ),
+    "counting hook": (CountingHook, "changes the attribute calls at every call, or a hook does.*make it a buffer"),
+    "unfreezes": (Unfreezes, r"forward may not change requires_grad: let it use weight\.detach\(\)"),
     "table with a largest norm": (
         LargestNorm,
         r"writes to the parameter table\.weight, .*max_norm.*use a buffer",
