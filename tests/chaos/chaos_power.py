@@ -8,11 +8,11 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from chaos_kills import Wholes, concluded
 from disk import Disk
+from interrupting import Wholes, interrupted
 from operations import Operations
 from outcomes import Outcome
-from tiny_runs import SETTINGS, arguments, child
+from tiny_runs import SETTINGS, Ended, child
 
 from hyperopt_id import checkpoint
 
@@ -31,21 +31,16 @@ def trial(number: int, seed: int, folder: Path, wholes: Wholes) -> Outcome:
     whole, operations, _ = wholes.get(setting)
     (place := folder / f"disk_{number}").mkdir()
     cut, saved = place / "run", folder / f"saved_{number}"
-    what, losses, command = [setting], 0, arguments(cut, setting)
-    for _ in range(1 + chance.randrange(2)):
-        if (cut / "config.yaml").is_file():
-            command = ["--resume", str(cut)]
+
+    def attempt(command: list[str]) -> tuple[str, Ended, str]:
         fatal = chance.randrange(1, operations)
-        what.append(f"operation {fatal}")
         saved.write_text("-1")
-        ended = child(command, lambda fatal=fatal: powered(place, fatal, saved, random.Random(chance.random())))
-        losses += ended.status == -9
-        if ended.status not in (0, -9) or "Traceback" in ended.said:
-            fault = "traceback" if "Traceback" in ended.said else "lost"
-            return Outcome(", ".join(what), fault, ended.said, losses)
-        if ended.status == -9 and (least := int(saved.read_text())) >= 0 and newest(cut) < least:
-            return Outcome(", ".join(what), "lost", f"checkpoint {least}: there is {newest(cut)}", losses)
-    return concluded(what, losses, whole, cut, setting)
+        ended = child(command, lambda: powered(place, fatal, saved, random.Random(chance.random())))
+        least = int(saved.read_text()) if ended.status == -9 else -1
+        is_lost = least >= 0 and newest(cut) < least
+        return f"operation {fatal}", ended, f"checkpoint {least}: there is {newest(cut)}" if is_lost else ""
+
+    return interrupted([setting], whole, cut, setting, [attempt] * (1 + chance.randrange(2)))
 
 
 def powered(place: Path, fatal: int, saved: Path, chance: random.Random) -> None:

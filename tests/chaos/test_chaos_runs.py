@@ -9,6 +9,7 @@ import chaos_power
 import chaos_run_files
 import pytest
 from disk import Disk
+from interrupting import Wholes
 from resuming import Runs
 
 from hyperopt_id import files
@@ -21,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wholes(folder):
-    return chaos_kills.Wholes(folder)
+    return Wholes(folder)
 
 
 @pytest.mark.parametrize("number", [20, 41])
