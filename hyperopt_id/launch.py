@@ -107,7 +107,7 @@ def changes(directory: Path, config: Config) -> list[str]:
         return [f"its config.yaml cannot be used ({error})"]
     if config.device != "auto":
         before = replace(before, device=first_device(directory) or before.device)
-    known = _known_identity(directory)
+    known = _known_identity(directory, logging.DEBUG)
     return differences(before, config, () if known is None else known["digests"])
 
 
@@ -172,6 +172,7 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
                     telemetry.begin(saved["update"], plan.reports(saved["update"]), record.get("reports"))
                     checkpoint.tidy(directory / "checkpoints", saved["update"], plan.keep)
                 else:
+                    logger.info("there is no checkpoint in %s: the run starts from its beginning", directory)
                     telemetry.begin(0, ())
         except ValueError:  # a mistake of the user, which the caller shows; there is no run to continue
             if not continued:
@@ -197,12 +198,12 @@ def _device(config: Config, directory: Path) -> str:
         raise
 
 
-def _known_identity(directory: Path) -> Identity | None:
+def _known_identity(directory: Path, level: int = logging.WARNING) -> Identity | None:
     """What identity.json of a run says; None where it cannot be read, since checkpoints say it, too."""
     try:
         return read_identity(directory)
     except ValueError as error:
-        logger.warning("%s; it is written anew", error)
+        logger.log(level, "%s; it is written anew", error)
         return None
 
 

@@ -1,13 +1,14 @@
 """What people type: settings behind another option, paths from home, output to a disk that is full, Ctrl-C at once."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from short_runs import CONFIGS, config, digits
+from short_runs import CONFIGS, config, digits, reports
 
 from hyperopt_id import cli, user_cache
 from hyperopt_id.build.tasks import data_root
@@ -102,3 +103,17 @@ runpy.run_path({str(CONFIGS.parent / "train.py")!r}, run_name="__main__")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
+
+
+def test_a_resume_says_what_it_misses_once(tmp_path, capsys):
+    assert cli.train(digits(tmp_path)) == 0
+    run = tmp_path / "run"
+    before = reports(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    (run / "identity.json").write_text("x")
+    assert cli.train(["--resume", str(run)]) == 0
+    log = (run / "log.txt").read_text()
+    assert log.count(f"there is no checkpoint in {run}: the run starts from its beginning") == 1
+    assert [said.count("identity.json: is no JSON") for said in (log, capsys.readouterr().err)] == [1, 1]
+    assert [report["loss/test"] for report in reports(run)] == [report["loss/test"] for report in before]
