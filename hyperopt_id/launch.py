@@ -169,6 +169,7 @@ def run(config: Config, directory: Path, *, continued: bool = False, build: Buil
                 record = _newest_checkpoint(directory, parts, plan, own, is_known=known is not None)
                 if record:
                     saved = record["tree"]
+                    _check_compile(directory, saved)
                     telemetry.begin(saved["update"], plan.reports(saved["update"]), record.get("reports"))
                     checkpoint.tidy(directory / "checkpoints", saved["update"], plan.keep)
                 else:
@@ -231,6 +232,17 @@ def _compiled(directory: Path) -> bool | None:
         saved, _ = checkpoint.load(directory / "checkpoints", lambda message: None)
         return bool(saved["compile"]) if isinstance(saved, dict) and "compile" in saved else None
     return None
+
+
+def _check_compile(directory: Path, saved: dict[str, Any]) -> None:
+    """Raise ValueError if identity.json says otherwise than the checkpoint whether the run is compiled, which changes
+    roundings."""
+    told = None
+    with suppress(ValueError):
+        told = (read_identity(directory) or {}).get("compile")
+    was = saved.get("compile")
+    if None not in (told, was) and told != was:
+        raise ValueError(f"{directory / IDENTITY}: compile is {told}, and {was} in the checkpoint; remove that file")
 
 
 def _newest_checkpoint(

@@ -263,6 +263,17 @@ def test_a_damaged_identity_is_written_anew(content, whole, tmp_path, capsys):
     assert_same_run(whole, cut)
 
 
+def test_an_identity_that_says_otherwise_how_numbers_are_rounded_is_refused(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    told = json.loads((cut / "identity.json").read_text())
+    (cut / "identity.json").write_text(json.dumps({**told, "compile": True}))
+    assert cli.train(["--resume", str(cut)]) == 2
+    assert "compile is True, and False in the checkpoint; remove that file" in capsys.readouterr().err
+    (cut / "identity.json").unlink()
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
+
+
 def test_what_a_killed_save_left_is_finished_at_the_next_start(whole, tmp_path):
     cut = interrupted(whole, tmp_path / "cut", update=6)
     folder = cut / "checkpoints"

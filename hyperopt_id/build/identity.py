@@ -29,7 +29,7 @@ FORMAT = 1
 UNKNOWN = (
     "the run in %s is of an earlier version, which kept no digest: make sure that the data are those it began with"
 )
-FORM = {"format": int, "config": str, "seed": int, "runs": int, "digests": dict}
+FORM = {"format": int, "config": str, "seed": int, "runs": int, "digests": dict, "compile?": bool}
 
 
 def with_files(parts: Parts, config: Config) -> Parts:
