@@ -23,6 +23,7 @@ from hyperopt_id.tasks.references import STEP_SEED, close, polynomial, reached, 
 
 if TYPE_CHECKING:
     from hyperopt_id.tasks.functional import FunctionalModule
+    from hyperopt_id.tasks.template import Template
 
 Start = tuple[Tensors, Tensors]
 RATE = 1e-2
@@ -41,7 +42,7 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, 
     with module_checks.generators_untouched(view.device):
         arguments, start = trees.map(torch.clone, arguments), view.init(0)
         start = _repeat(view, start, arguments)
-        shown_outputs = detached(view.evaluate(*start, *trees.map(torch.clone, shown)))
+        shown_outputs = _evaluate(view, start, shown)
         try:
             _compare(view, start, arguments)
         except MismatchError:
@@ -81,22 +82,11 @@ def _repeat(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) ->
     before, results, states = trees.map(torch.clone, arguments), [], []
     for _ in range(2):  # in one instance: nothing keeps a graph
         results.append(_outputs(view, params, buffers, seed, arguments))
-        states.append({name: _copy(slot) for name, slot in _attributes(view).items()})
+        states.append(_attributes(view.training))
         buffers = view.with_types(buffers)
     if not all(map(module_checks.same, trees.leaves(arguments), trees.leaves(before))):
         raise ValueError("forward writes to its inputs, which are the data: let it begin with inputs = inputs.clone()")
-    if len(results[0]) != len(results[1]) or not all(map(module_checks.same, *results)):
-        raise ValueError(
-            "the model gives other outputs when a training step is repeated, so no step could be: keep what it "
-            "remembers in buffers (register_buffer), and let nn.Dropout draw its random numbers"
-        )
-    for name, value in states[1].items():
-        if name not in states[0] or not equal(states[0][name], value):
-            raise ValueError(
-                f"forward changes the attribute {name} at every call, or a hook does, which is no part of a run's "
-                "state and would not be saved, restored or kept apart for several runs: make it a buffer, "
-                "register_buffer(...)"
-            )
+    _check_repeated(results, states, "a training step")
     for kept in view.training.own_instances():
         for part, twin in zip(kept.dropouts, dropouts_of(view.training.module), strict=True):
             twin.repeated = part.calls > 1
@@ -117,12 +107,39 @@ def _outputs(
     return tensors(detached(outputs))
 
 
-def _attributes(view: FunctionalModule) -> dict[str, Slot]:
-    """What the instances of this thread keep beside parameters and buffers."""
+def _evaluate(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> Any:
+    """The outputs in evaluation mode. Raises ValueError if others come when that is repeated."""
+    results, states = [], []
+    for _ in range(2):
+        results.append(detached(view.evaluate(*start, *trees.map(torch.clone, arguments))))
+        states.append(_attributes(view.evaluation))
+    _check_repeated([tensors(outputs) for outputs in results], states, "an evaluation")
+    return results[0]
+
+
+def _check_repeated(results: list[list[Tensor]], states: list[dict[str, Any]], what: str) -> None:
+    """Raise ValueError if the second of two equal calls has other results, or leaves other attributes."""
+    if len(results[0]) != len(results[1]) or not all(map(module_checks.same, *results)):
+        raise ValueError(
+            f"the model gives other outputs when {what} is repeated, so no step could be: keep what it "
+            "remembers in buffers (register_buffer), and let nn.Dropout draw its random numbers"
+        )
+    for name, value in states[1].items():
+        if name not in states[0] or not equal(states[0][name], value):
+            raise ValueError(
+                f"forward changes the attribute {name} at every call, or a hook does, which is no part of a run's "
+                "state and would not be saved, restored or kept apart for several runs: make it a buffer, "
+                "register_buffer(...)"
+            )
+
+
+def _attributes(template: Template) -> dict[str, Any]:
+    """Copies of what a template's instances of this thread keep beside parameters and buffers."""
     found = {}
-    for kept in view.training.own_instances():
+    for kept in template.own_instances():
         own = {id(tensor) for tensor in kept.own}
-        found |= {name: slot for name, slot in attributes(kept.module).items() if id(slot.value) not in own}
+        slots = attributes(kept.module)
+        found |= {name: _copy(slot) for name, slot in slots.items() if id(slot.value) not in own}
     return found
 
 

@@ -38,6 +38,22 @@ class RareCounter(Net):
         return super().hidden(inputs) * (2.0 if self.steps % 1000 == 0 else 1.0)
 
 
+class EvaluationCounter(Net):
+    """One that counts evaluations."""
+
+    evaluations = 0
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        self.evaluations += not self.training
+        return super().hidden(inputs) * (1.0 + 1e-3 * self.evaluations)
+
+
+class RareEvaluationCounter(EvaluationCounter):
+    def hidden(self, inputs: Tensor) -> Tensor:
+        self.evaluations += not self.training
+        return Net.hidden(self, inputs)
+
+
 class Average(Net):
     """A moving average that is no buffer, and that only reports read."""
 
@@ -231,6 +247,11 @@ def handed_out(module: nn.Module) -> Callable[[], nn.Module]:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "counter": (Counter, "other outputs when a training step is repeated.*keep what it remembers in buffers"),
     "rare counter": (RareCounter, "forward changes the attribute steps at every call.*make it a buffer"),
+    "evaluations": (
+        EvaluationCounter,
+        "other outputs when an evaluation is repeated.*in buffers",
+    ),
+    "rare evaluations": (RareEvaluationCounter, "forward changes the attribute evaluations at every call"),
     "average": (Average, "forward changes the attribute average at every call.*make it a buffer"),
     "list": (KeepsList, r"forward changes the attribute norms\.\d at every call"),
     "first batch": (FirstBatch, "outputs of the model differ from that of the module itself.*what a first call keeps"),
