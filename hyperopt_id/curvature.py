@@ -82,6 +82,9 @@ def _record_rewritten(loss: Loss, params: Params) -> tuple[Params, Params]:
     return variables, value
 
 
+RECORDED = (exact, rewritten, rewritten_forward)  # those that differentiate a gradient
+
+
 def finite_difference(epsilon: float = 1e-3, sides: int = 1) -> Curvature:
     r"""Differences of ordinary gradients, with \(\delta = \epsilon / \lVert u \rVert_2\) per run:
 

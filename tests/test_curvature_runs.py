@@ -78,6 +78,26 @@ def test_the_hypergradient_is_the_derivative_of_what_is_trained(factory: Any):
         torch.testing.assert_close(found, expected, rtol=1e-4 if factory is spectral else 1e-5, atol=0)
 
 
+class ByFrequency(nn.Module):
+    """Under vmap, its gradient is right, and the derivative of that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(5, 4, scale_grad_by_freq=True), nn.Linear(24, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(self.table((2.0 * inputs.abs()).long().clamp_max(4)).flatten(1).tanh())
+
+
+def test_second_derivatives_that_vmap_has_wrong_are_refused_in_a_line():
+    task = regression(ByFrequency)
+    with pytest.raises(ValueError, match=r'lift="vmap" cannot .* the Hessian-vector product of run 0') as caught:
+        trained(task, None, lift="vmap")
+    assert "\n" not in str(caught.value)
+    trained(task, curvature.none, lift="vmap")
+    trained(task, None)
+
+
 class Assigning(nn.Module):
     def __init__(self) -> None:
         super().__init__()

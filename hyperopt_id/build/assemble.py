@@ -18,9 +18,9 @@ from hyperopt_id import compilation_cuda, population, rules, trees
 from hyperopt_id.arguments import as_seeds, check_whole, entrance
 from hyperopt_id.build.entrances import as_starts, check_kinds, check_names, check_task, optional_parameters
 from hyperopt_id.build.products import Products, autocast, pick_products
-from hyperopt_id.build.vectorized import check_vectorized
+from hyperopt_id.build.vectorized import check_vectorized, lifted_products
 from hyperopt_id.compilation import Compilation
-from hyperopt_id.curvature import Curvature
+from hyperopt_id.curvature import RECORDED, Curvature, rewritten, rewritten_forward
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
 from hyperopt_id.hypergrad import Engine, Objective
@@ -101,6 +101,10 @@ def assemble(
         curvature = pick_products(curvature, engine, task, seeds[0], batch, under_autocast=execution.autocast)
     optional = optional_parameters(task, batch, seeds[0])
     rule = counting_apart(rule) if optional else rule
+    if execution.lift == "vmap" and curvature.curvature in RECORDED:
+        again = rewritten_forward if engine.pushes else rewritten
+        found = lifted_products(task, batch, seeds[0], (curvature.curvature, again))
+        curvature = curvature._replace(curvature=found)
     lifted = _lifted(task, rule, space, curvature, sub_batch, execution, optional)
 
     def start() -> Run:

@@ -7,7 +7,7 @@ and some give other numbers. What was found is remembered of the loss, for anoth
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_id import population, trees
-from hyperopt_id.derivatives import Gradient, gradient
+from hyperopt_id.curvature_reference import make_direction
+from hyperopt_id.derivatives import Curvature, Gradient, Loss, gradient
 from hyperopt_id.tasks.task import Task
+from hyperopt_id.trees import Params
 
 ROWS = 8  # that are tried
+SAME_PRODUCT = 0.05  # relative difference of products, which kinks may make in float32
 _tried: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
 
 
@@ -27,10 +30,54 @@ def check_vectorized(task: Task, batch: Any, seed: int) -> None:
     """Raises ValueError if runs of the task cannot be lifted by vmap."""
     why = obstacle(task, batch, seed)
     if why is not None:
-        raise ValueError(
-            f'lift="vmap" cannot train several runs of this model as one: {why}; '
-            'take lift="loop" (in a config, population.lift: loop)'
-        )
+        raise _refusal(why)
+
+
+@torch.enable_grad()
+def lifted_products(task: Task, batch: Any, seed: int, curvatures: Sequence[Curvature]) -> Curvature:
+    """The first curvature whose Hessian-vector products of two runs at once are those that `curvatures[0]` has of each.
+
+    Raises ValueError if there is none.
+    """
+    rows, members = few_rows(task, batch), [task.init(each) for each in (seed, seed + 1)]
+    directions = [trees.cast_like(make_direction(params, 0), params) for params, _ in members]
+    params, buffers, stacked = trees.stack([(w, b, rows) for w, b in members])
+    lifted, why = population.lift(task.loss, "vmap"), ""
+
+    def product(curvature: Curvature, loss: Loss, w: Params, u: Params) -> Params:
+        return curvature(loss, loss, w)[1](u)
+
+    try:
+        singles = [
+            product(curvatures[0], lambda q, b=b: task.loss(q, b, rows), w, u)
+            for (w, b), u in zip(members, directions, strict=True)
+        ]
+    except Exception:  # of few rows, as of BatchNorm
+        return curvatures[0]
+    for curvature in curvatures:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of torch about its own speed
+                both = product(curvature, lambda q: lifted(q, buffers, stacked), params, trees.stack(directions))
+        except Exception as error:  # whatever torch raises for a derivative that it cannot vectorize
+            why = why or f"second derivatives: {_sentence(error)}"
+            continue
+        run = next((run for run, single in enumerate(singles) if not _same(single, both, run)), None)
+        if run is None:
+            return curvature
+        why = why or f"the Hessian-vector product of run {run} would be another one than in a loop"
+    raise _refusal(why)
+
+
+def _same(single: Params, both: Params, run: int) -> bool:
+    apart = float(trees.norm({name: value - both[name][run] for name, value in single.items()}))
+    return not apart > SAME_PRODUCT * float(trees.norm(single))
+
+
+def _refusal(why: str) -> ValueError:
+    return ValueError(
+        f'lift="vmap" cannot train several runs of this model as one: {why}; '
+        'take lift="loop" (in a config, population.lift: loop)'
+    )
 
 
 @torch.enable_grad()
