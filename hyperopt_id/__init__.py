@@ -5,7 +5,8 @@ summary = run(parts, Plan(updates=1000))
 """
 
 from hyperopt_id import curvature, hypergrad, optim, rules
-from hyperopt_id.build.assemble import Execution, assemble
+from hyperopt_id.build.assemble import assemble
+from hyperopt_id.build.execution import Execution
 from hyperopt_id.experiment import Plan, run
 from hyperopt_id.space import IDENTITY, LOG10, LOGIT, Hyper, Space
 from hyperopt_id.tasks.data import Dataset

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperopt_id import compilation_cuda, population, rules, trees
-from hyperopt_id.arguments import as_seeds, check_whole, entrance
+from hyperopt_id import population, rules, trees
+from hyperopt_id.arguments import as_seeds, entrance
 from hyperopt_id.build.entrances import as_starts, check_kinds, check_names, check_task, optional_parameters
+from hyperopt_id.build.execution import Execution, preparation
 from hyperopt_id.build.products import Products, autocast, pick_products
 from hyperopt_id.build.vectorized import check_vectorized, lifted_products
 from hyperopt_id.compilation import Compilation
@@ -24,7 +25,7 @@ from hyperopt_id.curvature import RECORDED, Curvature, rewritten, rewritten_forw
 from hyperopt_id.dynamics import Dynamics, TrainState, make_dynamics
 from hyperopt_id.experiment import Parts
 from hyperopt_id.hypergrad import Engine, Objective
-from hyperopt_id.population import Lift, Run
+from hyperopt_id.population import Run
 from hyperopt_id.rules import UpdateRule
 from hyperopt_id.rules_unused import counting_apart
 from hyperopt_id.runtime import Stopwatch
@@ -33,22 +34,6 @@ from hyperopt_id.tasks.task import Task
 from hyperopt_id.trees import Params
 
 logger = logging.getLogger("hyperopt_id")
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the same numbers are computed: runs lifted by vmap in chunks or looped over, compiled or not, under
-    autocast to bfloat16 or not."""
-
-    lift: Lift = "loop"
-    chunk: int = 1
-    compile: bool = False
-    autocast: bool = False
-
-    def __post_init__(self) -> None:
-        if self.lift not in ("loop", "vmap"):
-            raise ValueError(f"Execution: lift must be 'loop' or 'vmap', not {self.lift!r}")
-        check_whole("Execution: chunk", self.chunk, 1)
 
 
 @entrance
@@ -156,7 +141,7 @@ def _parts(
             population.lift_rule(meta, how),
             space.project,
             run_axes=int(how == "vmap"),
-            prepare=_preparation(execution, watch, device, compiling),
+            prepare=preparation(execution, watch, device, compiling),
         ),
         evaluate=population.lift(task.evaluate, how),
         hyper=partial(_natural, dynamics, space),
@@ -246,31 +231,6 @@ def _thinner(task: Task, fraction: float, lift: Callable[..., Any]) -> Callable[
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     return lambda batch: batch._replace(**lift(tensors)(batch))
-
-
-def _preparation(
-    execution: Execution, watch: Stopwatch, device: torch.device, compiling: Compilation | None
-) -> Callable[..., Any]:
-    """Compile where asked, and time. On a CUDA device, the first call of a compiled piece counts as compilation."""
-
-    def prepare(function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        if part == "update":
-            capture = execution.compile and device.type == "cuda"
-            return watch.timed(compilation_cuda.captured(function), "inner") if capture else function
-        if not execution.compile:
-            return watch.timed(function, part)
-        if compiling is not None:
-            return compiling.piece(function, partial(watch.timed, part=part))
-        program = compilation_cuda.compiled(function)
-        first, later = watch.timed(program, "compile"), watch.timed(program, part)
-        pending = [True]
-
-        def call(*arguments: Any) -> Any:
-            return (first if pending and pending.pop() else later)(*arguments)
-
-        return call
-
-    return prepare
 
 
 def _natural(dynamics: Dynamics, space: Space, run: Run) -> dict[str, Any]:

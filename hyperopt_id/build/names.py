@@ -12,7 +12,8 @@ import torch
 
 from hyperopt_id import compilation, curvature, hypergrad, mulo, mup, population, rules, space
 from hyperopt_id.build import vectorized
-from hyperopt_id.build.assemble import Execution, adam_space, assemble
+from hyperopt_id.build.assemble import adam_space, assemble
+from hyperopt_id.build.execution import Execution
 from hyperopt_id.build.identity import with_files
 from hyperopt_id.build.products import Products, first_batch, pick_products
 from hyperopt_id.build.tasks import build_task
