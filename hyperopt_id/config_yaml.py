@@ -52,12 +52,22 @@ def parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise ValueError(f"{source}: {line}{files.shorten(str(reason), 200)}") from error
+        raise ValueError(f"{source}: {_explained(error, text)}") from error
     except (ValueError, ArithmeticError) as error:  # of escapes such as "\\UFFFFFFFF"
         raise ValueError(f"{source}: cannot be read ({files.shorten(str(error), 200)})") from error
+
+
+def _explained(error: yaml.YAMLError, text: str) -> str:
+    """The line of an error and what is wrong there."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: a control character (U+{int(error.character):04X}), which no text has; remove it"
+    mark = getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    reason = str(getattr(error, "problem", None) or error)
+    if reason == "but found another document":
+        reason = "another document begins, where a config is one; remove the line ---"
+    return f"{line}{files.shorten(reason, 200)}"
 
 
 def dump(tree: Any) -> str:
@@ -146,7 +156,7 @@ def _check_tag(node: yaml.Node | None, event: yaml.Event) -> None:
     ):
         return
     if kind not in ("str", "map", "seq", *_SCALARS):
-        _fail(f"could not determine a constructor for the tag {files.shorten(tag)!r}", event.start_mark)
+        _fail(f"the tag {files.shorten(tag)!r} is none of plain data; write the value without it", event.start_mark)
     _fail(f"the tag !!{kind} does not fit; write the value without it", event.start_mark)
 
 
