@@ -16,6 +16,7 @@ from typing import Any
 
 from baselines.arguments import INSTALL
 from baselines.signals import as_ctrl_c, kept
+from hyperopt_id.arguments import first_line
 
 MEMORY = 128 * 2**20  # bytes of Ray's object store, through which only configs go
 PATIENCE = 5.0  # seconds; Ray itself would try for two minutes
@@ -169,6 +170,6 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        raise ValueError(f"{what}: {first_line(error)}") from error
     except SystemExit as error:  # Ray's way to say that one of its processes did not start
         raise ValueError(f"{what}: it ended with status {error.code}") from error

@@ -57,6 +57,11 @@ def _shown(value: Any) -> str:
     return " ".join(repr(value).split())[:SHOWN]
 
 
+def first_line(error: BaseException | None) -> str:
+    """What an error says first; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def as_seeds(given: Iterable[Any]) -> list[int]:
     """Seeds as Python integers: from lists, ranges, arrays and tensors."""
     needed = f"seeds must be whole numbers from 0 to {HIGHEST_SEED}, one for each run, such as [0, 1] or range(20)"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.compilation_program import OPTIONS
 from hyperopt_id.compilation_worker import one_line
 
@@ -72,7 +73,7 @@ def captured(function: Function) -> Function:
             try:
                 graphs[key] = _capture(function, trees.map(torch.clone, arguments))
             except RuntimeError as error:
-                logger.warning("not captured as a CUDA graph: %s", str(error).splitlines()[0])
+                logger.warning("not captured as a CUDA graph: %s", first_line(error))
                 refused.add(key)
                 return function(*arguments)
         graph, inputs, outputs = graphs[key]

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees, user_cache
+from hyperopt_id.arguments import first_line
 from hyperopt_id.compilation_graph import Graph
 
 # Two of Inductor's optimizations (torch 2.13, CPU) give wrong Hessian-vector products, by up to a tenth: the pattern
@@ -210,7 +211,7 @@ def load(program: Program, callers: int) -> Callable[[list[Tensor]], Any]:
         else:
             run = _without_lock(program.path, callers, len(trees.leaves(result)))
     except (RuntimeError, OSError) as error:
-        raise NotCompiled(f"the program cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise NotCompiled(f"the program cannot be loaded: {first_line(error)}") from error
     return lambda leaves: trees.like(result, run([*leaves, *constants]))
 
 

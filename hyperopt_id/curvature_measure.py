@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from hyperopt_id.arguments import first_line
 from hyperopt_id.curvature_reference import Reference, difference, dot
 from hyperopt_id.curvature_widened import Widened
 from hyperopt_id.derivatives import Curvature, Loss
@@ -78,7 +79,7 @@ def take(curvature: Curvature, loss: Loss, point: Params, direction: Params) -> 
         began = time.perf_counter()
         product = compute(direction)
     except Exception as problem:  # whatever a Function of the user's own raises
-        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        reason = first_line(problem)
         return {}, 0.0, f"the loss has no second derivative ({reason})"
     finite = all(bool(value.isfinite().all()) for value in product.values())
     seconds = time.perf_counter() - began

@@ -19,6 +19,7 @@ from ray.util import client
 from tqdm import tqdm
 
 from baselines.cluster import Resources, cluster, environment, reach
+from hyperopt_id.arguments import first_line
 from hyperopt_id.config import to_dict
 
 RETRIES = 5  # of a chunk whose worker dies
@@ -36,7 +37,7 @@ def train(chunks: Sequence[Chunk], resources: Resources, threads: int, progress:
         with environment(out_of_memory), cluster(resources), Progress(chunks, progress) as shown:
             yield from _train(chunks, resources, threads, shown)
     except (exceptions.RayError, ConnectionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"Ray is lost ({reason}); the same command continues") from error
 
 

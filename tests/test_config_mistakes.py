@@ -214,7 +214,7 @@ BAD_FILES = {
     "- seed": "bad.yaml: a config is a mapping from keys to values, this is list",
     "1: 2": "bad.yaml: line 1: key '1' is not text",
     "seed: !!python/object/apply:os.getcwd []": "os.getcwd' is none of plain data",
-    "seed: !!timestamp x": "line 1: the tag 'tag:yaml.org,2002:timestamp' is none of plain data; write the value without it",
+    "seed: !!timestamp x": "bad.yaml: line 1: the tag 'tag:yaml.org,2002:timestamp' is none of plain data; write",
     "seed: !!int abc": "bad.yaml: line 1: the tag !!int does not fit",
     "seed: !!map [1]": "bad.yaml: line 1: the tag !!map does not fit",
     "seed: 1\nmeta: !!seq {lr: 1}": "bad.yaml: line 2: the tag !!seq does not fit",

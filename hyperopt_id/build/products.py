@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import population, trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.curvature import Curvature, examine, none
 from hyperopt_id.derivatives import Loss, gradient
 from hyperopt_id.hypergrad import Engine
@@ -70,7 +71,7 @@ def _check_autocast(loss: Loss, params: Params) -> None:
     try:
         gradient(loss, trees.variables(params))
     except Exception as problem:  # whatever a loss of the user's own raises
-        reason = next(iter(str(problem).strip().splitlines()), "")
+        reason = first_line(problem)
         raise ValueError(
             f"under autocast to bfloat16 the loss has no gradient ({type(problem).__name__}: {reason}): take float32, "
             f"or compute the part that cannot have bfloat16 under torch.autocast(..., enabled=False)"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_id import population, trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.curvature_reference import make_direction
 from hyperopt_id.derivatives import Curvature, Gradient, Loss, gradient
 from hyperopt_id.tasks.task import Task
@@ -141,8 +142,7 @@ def _sentence(error: Exception) -> str:
     """The first sentence of an error."""
     if "may have escaped from inside a function being vmapped" in str(error):
         return "its backward pass runs forward again (activation checkpointing), where there is no vmap"
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line.partition(". ")[0].removesuffix(".")
+    return first_line(error).partition(". ")[0].removesuffix(".")
 
 
 def _layer(trace: TracebackType | None) -> str:

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import population, trees
-from hyperopt_id.arguments import as_seeds, entrance
+from hyperopt_id.arguments import as_seeds, entrance, first_line
 from hyperopt_id.dynamics import Batch, TrainState
 from hyperopt_id.experiment_plan import Parts
 from hyperopt_id.optim.plain_check import check, switch, take_step
-from hyperopt_id.optim.plain_make import Make, as_weights, first_line
+from hyperopt_id.optim.plain_make import Make, as_weights
 from hyperopt_id.optim.plain_state import Trainer, adopt, numbers_of, restored, stored
 from hyperopt_id.population import Proposal, Record, Run
 from hyperopt_id.rules import State

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.optim.capture import capture
 from hyperopt_id.optim.packed import pack, unpack
-from hyperopt_id.optim.plain_make import Make, as_weights, first_line, made
+from hyperopt_id.optim.plain_make import Make, as_weights, made
 from hyperopt_id.optim.restore import restore
 from hyperopt_id.trees import Params
 

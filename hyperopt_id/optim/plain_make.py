@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hyperopt_id.arguments import first_line
 from hyperopt_id.trees import Params
 
 Make = Callable[[Params, int], Any]  # (leaf tensors by name, steps taken before) -> their optimizer
@@ -36,7 +37,3 @@ def made(make: Make, weights: Params) -> str:
             "make(params, taken) make a new one at every call, of params.values() themselves and not of copies"
         )
     return name
-
-
-def first_line(error: BaseException | None) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.optim.capture import capture
 from hyperopt_id.optim.packed import pack, unpack
 from hyperopt_id.optim.plain_check import Checked, try_step
@@ -76,7 +77,7 @@ def adopt(trainer: Trainer, device: torch.device, runs: dict[str, Any]) -> dict[
         state = z["state"]
         members = [_adopted(trainer, device, z, i) for i in range(len(state["step"]))]
     except Exception as error:  # whatever a damaged state leads to
-        why = next(iter(str(error).splitlines()), "")
+        why = first_line(error)
         raise ValueError(
             f"it: the optimizer of a run cannot be restored ({type(error).__name__}: {why}), so it is of another run"
         ) from error

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hyperopt_id.arguments import first_line
 from hyperopt_id.tasks.substitutes import substituted
 
 ModuleFactory = Callable[[], nn.Module]
@@ -77,7 +78,7 @@ def _copied(module: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(module)
     except RuntimeError as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise ValueError(
             f"the function hands out the same module at every call, which cannot be copied ({why}): "
             "make the module inside the function"

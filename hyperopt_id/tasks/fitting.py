@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from hyperopt_id.arguments import first_line
 from hyperopt_id.tasks import losses
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.functional import FunctionalModule
@@ -19,7 +20,7 @@ def fitted(module: FunctionalModule, dataset: Dataset, criterion: Criterion, bat
     except ValueError:
         raise
     except Exception as error:  # whatever a forward raises that does not suit the inputs
-        shape, why = list(dataset.inputs.shape[1:]), next(iter(str(error).splitlines()), type(error).__name__)
+        shape, why = list(dataset.inputs.shape[1:]), first_line(error)
         raise ValueError(f"the model does not take the data's inputs, of shape {shape} each: {why}") from error
     return losses.fitted(criterion, outputs, dataset.targets[:2], dataset)
 

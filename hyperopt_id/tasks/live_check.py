@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.tasks import module_checks
 from hyperopt_id.tasks.dropout import begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Slot, Tensors, attributes, divided, equal, has_graph, registered
@@ -68,7 +69,7 @@ def _untraceable(view: FunctionalModule, start: Start, arguments: tuple[Any, ...
             given = {**params, **trees.map(torch.clone, buffers)}
             results.append(tensors(detached(function(given, seed, *trees.map(torch.clone, arguments))[0])))
     except RuntimeError as error:
-        return str(error).strip().partition("\n")[0]
+        return first_line(error)
     return None if all(map(close, *results)) else "a copy of it computes something else (a closure refers to it)"
 
 
@@ -219,7 +220,7 @@ def _view_step(
     try:
         slopes = torch.autograd.grad(value, list(variables.values()), allow_unused=True)
     except RuntimeError as error:
-        why, cure = str(error).strip().splitlines()[0], "activation checkpointing needs use_reentrant=False"
+        why, cure = first_line(error), "activation checkpointing needs use_reentrant=False"
         if "does not require grad" in why:
             cure = "forward may not change requires_grad: let it use weight.detach(), or freeze the parameter for good"
         raise ValueError(f"torch.autograd.grad cannot differentiate the model: {why} ({cure})") from error

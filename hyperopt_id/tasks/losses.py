@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperopt_id import trees
+from hyperopt_id.arguments import first_line
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.outputs import converted
 
@@ -178,7 +179,7 @@ def _value(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
             return criterion.function(inputs, targets.clone())
         except Exception as error:  # whatever a function of the user's own raises
             given = f"outputs {describe(outputs)} and targets {describe(targets)}"
-            why = next(iter(str(error).splitlines()), type(error).__name__)
+            why = first_line(error)
             raise ValueError(f"criterion {criterion.name} does not take {given}: {why}") from error
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperopt_id import trees
-from hyperopt_id.arguments import entrance
+from hyperopt_id.arguments import entrance, first_line
 from hyperopt_id.tasks import losses
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.fitting import fitted
@@ -125,7 +125,7 @@ def _evaluated(split: str, evaluate: Callable[[Tensor], Any], inputs: Tensor) ->
     except (RuntimeError, IndexError, TypeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        why = next(iter(str(error).splitlines()), type(error).__name__)
+        why = first_line(error)
         raise ValueError(
             f"the model does not take {len(inputs)} rows of the {split} split at once in evaluation mode: {why}"
         ) from error

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from hyperopt_id import derivatives
+from hyperopt_id.arguments import first_line
 from hyperopt_id.tasks.building import hooks_of
 from hyperopt_id.tasks.dropout import Stateless, begin_pass, dropouts_of
 from hyperopt_id.tasks.module_state import Tensors, attributes, drop_graphs, has_graph, joined, registered
@@ -138,7 +139,7 @@ class Template:
             # A compiler has its own way of replacing tensors, in a module that nothing else touches.
             self.module, self.obstacle = copy.deepcopy(first), None
         except Exception as error:  # whatever an attribute raises
-            self.module, self.obstacle = first, str(error).strip().partition("\n")[0]
+            self.module, self.obstacle = first, first_line(error)
 
     def __call__(self, tensors: Tensors, seed: Tensor | None, *arguments: Any) -> tuple[Any, Tensors]:
         if torch.compiler.is_compiling():

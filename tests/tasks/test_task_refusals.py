@@ -151,6 +151,18 @@ class OddRows(Net):
         return super().hidden(inputs)
 
 
+class Silent(Net):
+    """An error without a message."""
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        raise RuntimeError
+
+
+class SilentCopy(Net):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        raise RuntimeError
+
+
 class AfterAccumulation(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -292,6 +304,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"writes to the parameter table\.weight, .*max_norm.*use a buffer",
     ),
     "other number of rows": (OddRows, r"does not take the data's inputs, of shape \[4\] each: 77 rows are needed"),
+    "an error without a message": (Silent, r"does not take the data's inputs, of shape \[4\] each: RuntimeError"),
+    "a copy without a message": (handed_out(SilentCopy()), r"which cannot be copied \(RuntimeError\)"),
     "closure of what is handed out": (
         handed_out(Closure()),
         "reads first.weight of the module that",
