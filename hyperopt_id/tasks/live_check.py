@@ -45,13 +45,13 @@ def check(view: FunctionalModule, arguments: tuple[Any, ...], shown: tuple[Any, 
         start = _repeat(view, start, arguments)
         shown_outputs = _evaluate(view, start, shown)
         try:
-            _compare(view, start, arguments)
+            _compare(view, start, arguments, shown)
         except MismatchError:
             names = reached(view, start, arguments)
             if not names:
                 raise
             view.use_objects(f"forward reads {names[0]} through a plain reference (a list, a closure, ...)")
-            _compare(view, start, arguments)
+            _compare(view, start, arguments, shown)
         if "compile" not in view.limits and (why := _untraceable(view, start, arguments)):
             view.limits["compile"] = why
     return shown_outputs
@@ -149,8 +149,8 @@ def _copy(slot: Slot) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value.copy() if hasattr(value, "copy") else value
 
 
-def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -> None:
-    """Raises ValueError if training steps of the view and of the module differ."""
+def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...], shown: tuple[Any, ...]) -> None:
+    """Raises ValueError if training steps of the view and of the module differ, or an evaluation after them."""
     live = view.another()
     params, buffers = divided(live, view.varying)
     buffers = view.with_types(buffers)
@@ -185,6 +185,10 @@ def _compare(view: FunctionalModule, start: Start, arguments: tuple[Any, ...]) -
     for name, value in buffers.items():
         if name in state and not close(value, state[name].detach()):
             raise MismatchError(_message(f"the buffer {name} differs after a step"))
+    wanted = tensors(live.eval()(*trees.map(torch.clone, shown)))
+    found = tensors(detached(view.evaluate(params, buffers, *trees.map(torch.clone, shown))))
+    if len(found) != len(wanted) or not all(map(close, found, map(torch.detach, wanted))):
+        raise MismatchError(_message("outputs of the model in evaluation mode differ"))
 
 
 def _message(what: str) -> str:

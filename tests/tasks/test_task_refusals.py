@@ -79,6 +79,13 @@ class FirstBatch(Net):
         return outputs / self.scale
 
 
+class FirstEvaluation(FirstBatch):
+    """The same in evaluation mode alone."""
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        return Net.hidden(self, inputs) if self.training else super().hidden(inputs)
+
+
 class KeepsList(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -267,6 +274,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "average": (Average, "forward changes the attribute average at every call.*make it a buffer"),
     "list": (KeepsList, r"forward changes the attribute norms\.\d at every call"),
     "first batch": (FirstBatch, "outputs of the model differ from that of the module itself.*what a first call keeps"),
+    "first evaluation": (
+        FirstEvaluation,
+        "outputs of the model in evaluation mode differ from that of the module itself",
+    ),
     "writes to inputs": (WritesInputs, r"forward writes to its inputs, which are the data.*inputs\.clone\(\)"),
     "reentrant": (Reentrant, "use_reentrant=False"),
     "dropout twice, recomputed": (
