@@ -1,13 +1,14 @@
 """Checkpoints: one tree per file, written atomically, verified when read, restored to the last bit.
 
-    directory/step_000001200.pt    {"format", "step", "tree", "identity", "reports", "digest"}, by torch.save
+    directory/step_000001200.pt    {"format", "step", "tree", "identity", "reports", "trace", "digest"}, by torch.save
     directory/latest               the name of the newest of them, for people and scripts
 
-`identity` says whose it is (see `build.identity`), `reports` is the SHA-256 of the reports that it follows; each is
-None where nobody said it. `digest` is the SHA-256 of all the rest. Files of earlier versions lack some of these. A tree
-is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries, nothing else, which is what
-``weights_only`` reads without running code. Two invariants hold at every instant, also when the process is killed or
-the machine loses power in the middle of ``save``:
+`identity` says whose it is (see `build.identity`), `reports` is the SHA-256 of the reports that it follows, `trace`
+knows the rows of the trace that come before it (`Trace.written`); each is None where nobody said it. `digest` is the
+SHA-256 of all the rest. Files of earlier versions lack some of these. A tree is built of tensors, numbers, strings,
+booleans, None, lists, tuples and dictionaries, nothing else, which is what ``weights_only`` reads without running code.
+Two invariants hold at every instant, also when the process is killed or the machine loses power in the middle of
+``save``:
 
 * a ``step_*.pt`` is complete: it is written under another name in the same folder, synchronized to the
   disk, and renamed;
@@ -44,7 +45,13 @@ _warn = partial(warnings.warn, stacklevel=3)  # the place that it names is the o
 
 
 def save(
-    directory: str | Path, tree: Any, step: int, keep: int, identity: Any = None, reports: str | None = None
+    directory: str | Path,
+    tree: Any,
+    step: int,
+    keep: int,
+    identity: Any = None,
+    reports: str | None = None,
+    trace: Any = None,
 ) -> Path:
     """Write ``tree`` as the newest checkpoint of ``directory``; the ``keep`` newest remain.
 
@@ -57,7 +64,7 @@ def save(
     files.make_folder(directory)
     _remove_temporary(directory)
     record = {"format": FORMAT, "step": step, "tree": _portable(tree, ""), "identity": _portable(identity, "identity")}
-    record["reports"] = reports
+    record |= {"reports": reports, "trace": _portable(trace, "trace")}
     record["digest"] = _digest(record)
     path = directory / f"step_{step:09d}.pt"
     files.replace(path, lambda file: _write(record, file))
@@ -173,6 +180,18 @@ def _read(path: Path, check: Check, limit: int | None) -> dict[str, Any]:
     if record.get("digest", saved := _digest(record)) != saved:
         raise ValueError("its content is not the one that was saved")
     return record
+
+
+def read_trace_state(directory: Path, step: int) -> Any:
+    """What the checkpoint of ``step`` says of the trace, read without its tensors; None if it says nothing."""
+    path = directory / f"step_{step:09d}.pt"
+    try:
+        with files.open_regular(path):
+            record = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        files.check_form(record, {"trace": {"every": int, "rows": int, "checksums": dict}}, "it")
+    except Exception:  # it is of an earlier version; what is damaged `load` has passed over
+        return None
+    return record["trace"]
 
 
 def _digest(record: dict[str, Any]) -> str:

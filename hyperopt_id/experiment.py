@@ -84,13 +84,13 @@ def stages(
     share = runtime.shared_out(len(parts.members) if on_threads else 1)
     with share as each, closing(trace or ExitStack()), deferred() as arrived:
         for update in range(progress.update, plan.updates):
+            _write_trace(parts, progress, trace)
             advanced = list(each(partial(hyper_update, parts, plan, update), progress.chunks, parts.members))
             counts = left_out(progress.chunks, [chunk for chunk, _ in advanced], parts.members)
             if counts or progress.skips:
                 progress.skips = note_skips(progress.skips, counts, update)
             progress.chunks, records = [chunk for chunk, _ in advanced], [record for _, record in advanced]
             progress.update = update + 1
-            _write_trace(parts, progress, trace)
             last = progress.update == plan.updates
             reported = last or progress.update % plan.report_every == 0
             if reported:
@@ -105,7 +105,8 @@ def stages(
                     reports = telemetry.digest if isinstance(telemetry, Telemetry) else None
                     synchronize(telemetry.directory)
                     place = telemetry.directory / "checkpoints"
-                    checkpoint.save(place, tree, progress.update, plan.keep, identity, reports)
+                    traced = None if trace is None else trace.written
+                    checkpoint.save(place, tree, progress.update, plan.keep, identity, reports, traced)
             if ends:
                 raise Interrupted(ends, f" after hyper-update {progress.update}")
             if reported:
@@ -209,14 +210,13 @@ class Progress:
 def _begin_trace(
     parts: Parts, plan: Plan, progress: Progress, telemetry: Log | None, rows_before: Mapping[str, Tensor] | None
 ) -> Trace | None:
-    """The trace, with the present hyperparameters in it."""
     if telemetry is None:
         return None
     hyper = progress.hyper(parts)
     length = plan.updates, plan.steps_per_update, plan.trace_every
-    trace = open_trace(telemetry.directory, hyper, *length, update=progress.update, rows_before=rows_before)
-    trace.write(progress.update, hyper)
-    return trace
+    known = checkpoint.read_trace_state(telemetry.directory / "checkpoints", progress.update)
+    before = {"update": progress.update, "rows_before": rows_before, "written": known}
+    return open_trace(telemetry.directory, hyper, *length, **before)
 
 
 def _write_trace(parts: Parts, progress: Progress, trace: Trace | None) -> None:

@@ -9,10 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from short_runs import ENGINES, POPULATIONS, assert_same_run, interrupted, reports, train
+from short_runs import CONFIGS, ENGINES, POPULATIONS, TINY, assert_same_run, interrupted, reports, train
 
-from hyperopt_id import cli
-from hyperopt_id.telemetry import trace
+from hyperopt_id import checkpoint, cli, experiment
+from hyperopt_id.build.names import from_config
+from hyperopt_id.config import load
+from hyperopt_id.telemetry import Telemetry, trace
 from hyperopt_id.telemetry.trace import open_trace, read_trace
 
 EVERY_REPORT = ["report={every: 1, checkpoint_every: 2, trace_every: 1}"]
@@ -107,6 +109,91 @@ def test_no_trace_blocks_a_resume_and_unknown_rows_are_nan_and_not_replayed(dama
     np.testing.assert_array_equal(right["lr"][:3], np.full((3, 1), np.nan) if unknown else left["lr"][:3])
     assert cli.replay([str(cut), "-n", "replayed"]) == (2 if unknown else 0)
     assert ("not known" in capsys.readouterr().err) == unknown
+
+
+def exchanged(folder, others, *names):
+    """Files of the trace of another run."""
+    for name in names or [path.relative_to(others).as_posix() for path in others.rglob("*.npy")]:
+        shutil.copyfile(others / name, folder / name)
+
+
+def edited(folder, name="lr.npy", row=0):
+    rows = np.load(folder / name)
+    rows[row] *= 1.0000002  # a bit
+    np.save(folder / name, rows)
+
+
+FOREIGN = {  # what is in the trace of an unfinished run -> names of the files whose rows are unknown then
+    "all of another run": (exchanged, "all"),
+    "one file of another run": (lambda folder, others: exchanged(folder, others, "lr.npy"), "lr"),
+    "a row that was edited": (lambda folder, others: edited(folder, "weight_decay.npy", 2), "weight_decay"),
+    "a period of another run": (lambda folder, others: damaged(folder / "trace.json", b'{"steps_per_row": 6}'), "all"),
+}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("traced") / "other", *ENGINES["neumann"], "space.lr.init=0.05", "seed=3")
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_rows_that_are_not_those_of_the_run_are_unknown_at_a_resume(foreign, whole, other, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    change, which = FOREIGN[foreign]
+    change(cut / "trace", other / "trace")
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert_same_run(whole, cut)
+    assert capsys.readouterr().err.count("the trace of the first 3 hyper-updates is lost") == 1
+    (_, left), (_, right) = read_trace(whole), read_trace(cut)
+    for name, rows in left.items():
+        np.testing.assert_array_equal(right[name][3:], rows[3:])
+        np.testing.assert_array_equal(right[name][:3], np.nan if which in ("all", name) else rows[:3])
+    assert cli.replay([str(cut), "-n", "replayed"]) == 2
+    assert "not known" in capsys.readouterr().err
+
+
+def test_a_run_from_python_compares_the_rows_too(tmp_path, caplog):
+    parts, plan = from_config(load([CONFIGS / "digits.yaml"], [*TINY, *ENGINES["neumann"]]))
+    with Telemetry(tmp_path, {}, progress="none") as telemetry:
+        experiment.run(parts, plan, telemetry)
+    edited(tmp_path / "trace")
+    (tmp_path / "checkpoints" / "step_000000006.pt").unlink()
+    tree, update = checkpoint.load(tmp_path / "checkpoints")
+    with Telemetry(tmp_path, {}, progress="none", resume_at=update) as telemetry:
+        experiment.run(parts, plan, telemetry, resume=tree)
+    assert "hyper-updates is lost (lr), so" in caplog.text
+
+
+def test_unknown_rows_stay_known_as_unknown(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=2)
+    (cut / "trace" / "lr.npy").unlink()
+    assert cli.train(["--resume", str(cut)]) == 0
+    again = interrupted(cut, tmp_path / "again", update=4)
+    capsys.readouterr()
+    assert cli.train(["--resume", str(again)]) == 0
+    assert capsys.readouterr().err == ""
+    for name, rows in read_trace(cut)[1].items():
+        np.testing.assert_array_equal(read_trace(again)[1][name], rows)
+
+
+def test_a_checkpoint_of_an_earlier_version_takes_the_rows_that_are_there(whole, tmp_path, capsys):
+    cut = interrupted(whole, tmp_path / "cut", update=3)
+    record = checkpoint.load_record(cut / "checkpoints")
+    checkpoint.save(cut / "checkpoints", record["tree"], 3, 1, record["identity"], record["reports"])
+    edited(cut / "trace")
+    capsys.readouterr()
+    assert cli.train(["--resume", str(cut)]) == 0
+    assert capsys.readouterr().err == ""
+    assert np.isfinite(read_trace(cut)[1]["lr"]).all()
+
+
+def test_a_whole_trace_of_another_finished_run_is_not_replayed(whole, other, tmp_path, capsys):
+    mixed = shutil.copytree(whole, tmp_path / "mixed")
+    shutil.rmtree(mixed / "trace")
+    shutil.copytree(other / "trace", mixed / "trace")
+    assert cli.replay([str(mixed)]) == 2
+    assert "is that of another run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every", [0, 2, 3])

@@ -1,6 +1,7 @@
 """The hyperparameter trace: natural values in the order in which training used them.
 
-    directory/trace/trace.json                {"steps_per_row": n}, and the "digest" of all rows when they are there
+    directory/trace/trace.json                {"steps_per_row": n}, and when all rows are there their "digest" and the
+                                              "identity" of the run
     directory/trace/lr.npy                    [rows, R], where all parameters share the value
     directory/trace/lr/<parameter>.npy        [rows, R], one per tensor, or [rows, R, ...], one per element
 
@@ -10,6 +11,9 @@ the start, so that a row costs a write, and a continued run writes its rows agai
 A resume does not need the trace, so nothing about it stands in the way of one. Where a file is missing, damaged, or of
 another form, the rows before the resume are unknown: they are NaN, the log says so, and a replay refuses them. The
 period of rows is that of the start. A trace that can no longer be written is given up.
+
+A checkpoint holds the checksums of what had been written by then (`Trace.written`), so the rows of another run are as
+good as none. Checkpoints of earlier versions do not hold them.
 """
 
 import logging
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from hyperopt_id.files import read_json_file, shorten, synchronize
 from hyperopt_id.tasks.digests import digest
-from hyperopt_id.telemetry.directory import write_json
+from hyperopt_id.telemetry.directory import IDENTITY, read_json, write_json
 from hyperopt_id.telemetry.trace_files import RowFile, open_rows, read_rows
 
 LARGEST = 256 * 2**20  # bytes of a trace that `every=None` keeps whole
@@ -60,9 +64,18 @@ class Trace:
             return
         try:
             steps, values = read_trace(self._folder.parent)
-            write_json(self._folder / "trace.json", {"steps_per_row": steps, "digest": _digest(values)})
+            seal = {"digest": _digest(values), "identity": read_json(self._folder.parent / IDENTITY)}
+            write_json(self._folder / "trace.json", {"steps_per_row": steps, **seal})
         except (OSError, ValueError) as error:
             logger.warning("the trace in %s cannot be finished (%s)", self._folder, error)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What has been written, for a checkpoint: hyper-updates of a row (0: there is no trace), number of rows, and
+        their CRC-32 by file."""
+        files = self._files if self.every else {}
+        rows = min((file.rows for file in files.values()), default=0)
+        return {"every": self.every, "rows": rows, "checksums": {name: file.checksum for name, file in files.items()}}
 
     def close(self) -> None:
         """Close the files; rows can no longer be written."""
@@ -78,9 +91,27 @@ def give_up(folder: Path, error: OSError) -> None:
         (folder / "trace.json").unlink(missing_ok=True)
 
 
-class _About(NamedTuple):
-    every: int  # hyper-updates of a row
-    known: bool  # that the files there have this period
+class _Before(NamedTuple):
+    """What is known of the rows before the hyper-update `update` that a run continues from."""
+
+    update: int
+    rows: int
+    there: bool  # files with rows of this period
+    given: Mapping[str, Tensor]  # rows that another place knows
+    written: Mapping[str, Any] | None  # `Trace.written` of the checkpoint
+
+    def fill(self, file: RowFile, name: str, is_new: bool) -> bool:
+        """Have these rows in a file; whether they are known."""
+        if name in self.given:
+            file.write_all(self.given[name].numpy()[: self.rows])
+            return True
+        if self.written is None:
+            is_own = not is_new and file.keep(self.rows)
+        else:
+            is_own = not is_new and file.keep(self.written["rows"], self.written["checksums"].get(name, -1))
+        if not is_own:
+            file.forget(self.rows)
+        return is_own
 
 
 def open_trace(
@@ -92,15 +123,25 @@ def open_trace(
     *,
     update: int = 0,
     rows_before: Mapping[str, Tensor] | None = None,
+    written: Mapping[str, Any] | None = None,
 ) -> Trace:
     """The trace of `updates` hyper-updates of values like `values`; None takes as many rows as fit into `LARGEST`.
 
-    `update`: the hyper-update that the run continues from, before which the rows that are there count; `rows_before`:
-    those rows, where another place knows them. Raises OSError where the disk has no space for a new run's.
+    `update`: the hyper-update that the run continues from, before which the rows that are there count, if they are what
+    its checkpoint says that was `written` (None: it does not); `rows_before`: those rows, where another place knows
+    them. Raises OSError where the disk has no space for a new run's.
     """
     folder = directory / "trace"
     try:
-        return _opened(folder, values, updates, steps_per_update, every, update, rows_before or {})
+        there = _there(folder, steps_per_update, written) if update else None
+        period = _period(values, updates, every, there)
+        if period == 0:
+            return Trace(folder, 0, 0, {})
+        rows, before = math.ceil(updates / period), math.ceil(update / period)
+        known = _Before(update, before, there is not None, rows_before or {}, written)
+        files = _open_files(folder, dict(_flat(values)), rows, known)
+        write_json(folder / "trace.json", {"steps_per_row": period * steps_per_update})
+        return Trace(folder, period, rows, files)
     except OSError as error:
         if not update:
             raise
@@ -108,64 +149,47 @@ def open_trace(
         return Trace(folder, 0, 0, {})
 
 
-def _opened(
-    folder: Path,
-    values: Values,
-    updates: int,
-    steps_per_update: int,
-    every: int | None,
-    update: int,
-    rows_before: Mapping[str, Tensor],
-) -> Trace:
-    there = _there(folder, steps_per_update) if update else None
-    if there is None and every == 0:
-        return Trace(folder, 0, 0, {})
-    flat = dict(_flat(values))
-    about = _period(flat, updates, every, there)
-    rows, known = math.ceil(updates / about.every), math.ceil(update / about.every)
-    keep = len(flat) <= MOST_OPEN
+def _open_files(folder: Path, values: Mapping[str, Tensor], rows: int, before: _Before) -> dict[str, RowFile]:
     files, unknown = {}, []
-    for name, value in flat.items():
+    for name, value in values.items():
         path, like = folder / f"{name}.npy", _numpy(value)
-        files[name], is_new = open_rows(path, (rows, *like.shape), like.dtype, again=about.known, keep_open=keep)
-        given = rows_before.get(name)
-        if given is not None:
-            files[name].write_all(given.numpy()[:known])
-        elif is_new and known:
-            files[name].forget(known)
+        shape, keep_open = (rows, *like.shape), len(values) <= MOST_OPEN
+        files[name], is_new = open_rows(path, shape, like.dtype, again=before.there, keep_open=keep_open)
+        if before.rows and not before.fill(files[name], name, is_new):
             unknown.append(name)
     if unknown:
         logger.warning(
             "the trace of the first %d hyper-updates is lost (%s), so this run cannot be replayed",
-            update,
+            before.update,
             shorten(", ".join(unknown)),
         )
     for place in {folder, *(path.parent for path in folder.rglob("*.npy"))}:
         synchronize(place)
-    write_json(folder / "trace.json", {"steps_per_row": about.every * steps_per_update})
-    return Trace(folder, about.every, rows, files)
+    return files
 
 
-def _there(folder: Path, steps_per_update: int) -> int | None:
+def _there(folder: Path, steps_per_update: int, written: Mapping[str, Any] | None) -> int | None:
     """Hyper-updates of a row in the trace that is there; None where there is none that can be used."""
     try:
         steps = read_json_file(folder / "trace.json", {"steps_per_row": int})["steps_per_row"]
     except ValueError:
         return None
-    return steps // steps_per_update if steps > 0 and steps % steps_per_update == 0 else None
+    period, rest = divmod(steps, steps_per_update)
+    return period if period > 0 and not rest and period == (written or {}).get("every", period) else None
 
 
-def _period(flat: Mapping[str, Tensor], updates: int, every: int | None, there: int | None) -> _About:
+def _period(values: Values, updates: int, every: int | None, there: int | None) -> int:
+    """Hyper-updates of a row; 0: no trace."""
     if there is not None:
         if every not in (None, there):
             logger.warning("the trace goes on with a row for every %d hyper-updates, as it was begun", there)
-        return _About(there, known=True)
+        return there
     if every is None:
-        bytes_per_row = sum(value.numel() * value.element_size() for value in flat.values())
+        bytes_per_row = sum(value.numel() * value.element_size() for _, value in _flat(values))
         every = math.ceil(updates / max(1, LARGEST // bytes_per_row))
         if every > 1:
             logger.info("the trace has a row for every %d hyper-updates; report.trace_every=1 keeps all of them", every)
-    return _About(every, known=False)
+    return every
 
 
 def read_trace(directory: str | Path, verify: bool = False) -> tuple[int, dict[str, np.ndarray]]:
@@ -182,9 +206,16 @@ def read_trace(directory: str | Path, verify: bool = False) -> tuple[int, dict[s
     mapped = len(files) <= MOST_OPEN
     names = [path.relative_to(folder).as_posix().removesuffix(".npy") for path in files]
     values = {name: read_rows(path, mapped) for name, path in zip(names, files, strict=True)}
-    if verify and about.get("digest", own := _digest(values)) != own:
-        raise ValueError(f"the trace in {directory} is damaged: its rows are not those that the run has written")
+    if verify:
+        _verify(Path(directory), about, values)
     return steps, values
+
+
+def _verify(directory: Path, about: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
+    if about.get("digest", own := _digest(values)) != own:
+        raise ValueError(f"the trace in {directory} is damaged: its rows are not those that the run has written")
+    if None not in (its := about.get("identity"), own := read_json(directory / IDENTITY)) and its != own:
+        raise ValueError(f"the trace in {directory} is that of another run; bring its own back, or train the run anew")
 
 
 def _digest(values: Mapping[str, np.ndarray]) -> str:

@@ -3,12 +3,14 @@
     header of the npy format | row 0 | row 1 | ... | row N - 1
 
 They are written by `pwrite` and not through memory maps, for a map keeps a file descriptor each, and where the disk is
-full it ends the process by SIGBUS. What was never written is 0.
+full it ends the process by SIGBUS. What was never written is 0. The rows that were written one after the other from the
+first have a running CRC-32, by which they are known again.
 """
 
 import errno
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from hyperopt_id.files import make_folder, naming, open_regular, synchronize
 
+BLOCK = 2**20  # bytes
 Shape = tuple[int, ...]
 
 
@@ -26,20 +29,34 @@ class _Header(NamedTuple):
 
 
 class RowFile:
-    """An npy file [rows, ...], open all the time (`keep_open`) or for every row."""
+    """An npy file [rows, ...], open all the time (`keep_open`) or for every row; its first `rows` rows have the CRC-32
+    `checksum`."""
 
     def __init__(self, path: Path, header: _Header, keep_open: bool) -> None:
+        self.rows, self.checksum = 0, 0
         self._path, self._header = path, header
         self._row = header.dtype.itemsize * math.prod(header.shape[1:])
         self._descriptor = os.open(path, os.O_WRONLY) if keep_open else None
 
     def write(self, row: int, values: np.ndarray) -> None:
-        """Write a row."""
-        self._write(self._header.offset + row * self._row, values)
+        """Write a row; one of the first `rows`, which are written again after a resume, has the value it had."""
+        self.write_all(values[None], row)
 
-    def write_all(self, rows: np.ndarray) -> None:
-        """Write the first `len(rows)` rows."""
-        self._write(self._header.offset, rows)
+    def write_all(self, rows: np.ndarray, first: int = 0) -> None:
+        """Write rows, from row `first` on."""
+        content = np.ascontiguousarray(rows, self._header.dtype).reshape(-1).view(np.uint8).data
+        self._write(self._header.offset + first * self._row, content)
+        if first == self.rows:
+            self.rows, self.checksum = first + len(rows), zlib.crc32(content, self.checksum)
+
+    def keep(self, rows: int, checksum: int | None = None) -> bool:
+        """Go on behind the first `rows` rows of the file; False, with nothing done, if these have another checksum than
+        the one given."""
+        found = _checksum(self._path, self._header.offset, rows * self._row)
+        if checksum not in (None, found):
+            return False
+        self.rows, self.checksum = rows, found
+        return True
 
     def forget(self, rows: int) -> None:
         """Make the first `rows` rows unknown."""
@@ -47,8 +64,7 @@ class RowFile:
         for row in range(rows):
             self.write(row, nothing)
 
-    def _write(self, offset: int, values: np.ndarray) -> None:
-        content = np.ascontiguousarray(values, self._header.dtype).reshape(-1).view(np.uint8).data
+    def _write(self, offset: int, content: memoryview) -> None:
         descriptor = os.open(self._path, os.O_WRONLY) if self._descriptor is None else self._descriptor
         try:
             while content:
@@ -99,6 +115,16 @@ def _allocate(descriptor: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
         os.ftruncate(descriptor, size)  # a file system that cannot promise space
+
+
+def _checksum(path: Path, offset: int, size: int) -> int:
+    """CRC-32 of `size` bytes of a file, or of those that there are."""
+    checksum = 0
+    with open_regular(path) as file:
+        file.seek(offset)
+        while size and (block := file.read(min(size, BLOCK))):
+            checksum, size = zlib.crc32(block, checksum), size - len(block)
+    return checksum
 
 
 def _header(path: Path) -> _Header:
