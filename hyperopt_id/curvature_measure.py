@@ -125,4 +125,5 @@ def tolerance(params: Params, under_autocast: bool) -> float:
 
 
 def percent(share: float) -> str:
-    return f"{100.0 * share:.2g} %"
+    number = 100.0 * share
+    return f"{number:.0f} %" if 100.0 <= number < 1e5 else f"{number:.2g} %"

@@ -147,7 +147,7 @@ def make_dynamics(
 
             point = trees.detach((w, slopes, state, tuned(raw)))
             dstate = trees.zeros(state) if dz.state is None else dz.state
-            tangent = (*exact((dz.params, product(dz.params), dstate)), draw)  # H is symmetric
+            tangent = (*exact((dz.params, product(dz.params), dstate)), draw)  # H dw
             return Cotangent(*torch.func.jvp(apply, point, tangent)[1])
 
         params, state_next = rounded(after)
