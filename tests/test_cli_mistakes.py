@@ -113,6 +113,10 @@ MISTAKES = {
     ),
     "no starting weights": (lambda d: digits(d, "task.model.init_from=none.npz"), "there is no file none.npz"),
     "resume without a run": (lambda d: ["--resume", str(d)], "there is no run"),
+    "resume of a run from Python": (
+        lambda d: ["--resume", str(d), str((d / "config.yaml").write_text(""))][:2],
+        r"this run was started from Python, .*resume it from Python, too: hyperopt_id\.run",
+    ),
     "resume auto without a run": (lambda d: [*digits(d), "--resume", "auto"], "found no run"),
     "resume auto without a config": (
         lambda d: ["--resume", "auto"],

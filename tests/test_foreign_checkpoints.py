@@ -250,7 +250,9 @@ def test_a_config_that_was_edited_in_the_directory_is_noticed(key, value, whole,
     text = cli.dump(load([cut / "config.yaml"], [f"{key}={value}"]))
     (cut / "config.yaml").write_text(text)
     assert cli.train(["--resume", str(cut)]) == 2
-    assert "is of another run: its" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is of another run: its" in said
+    assert said.endswith("undo what was changed, or start a new run")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"format": "1"}', b"\0" * 50])

@@ -72,7 +72,10 @@ def check_identity(found: Any, own: Identity, what: str) -> None:
     check_digests(found["digests"], own["digests"], what)
     for key, meaning in (("seed", "seed"), ("runs", "number of runs"), ("config", "config"), ("format", "format")):
         if found.get(key) != own[key]:
-            raise ValueError(f"{what} is of another run: its {meaning} is {found.get(key)!r:.40}, this is {own[key]}")
+            raise ValueError(
+                f"{what} is of another run: its {meaning} is {found.get(key)!r:.40}, here it is {own[key]}; undo what was "
+                "changed, or start a new run"
+            )
 
 
 def check_digests(found: Mapping[str, Any], own: Mapping[str, str], what: str) -> None:
