@@ -156,7 +156,7 @@ def _resumed_directory(options: argparse.Namespace, overrides: Sequence[str]) ->
         raise ValueError(f"--resume {directory}: there is no run (no config.yaml) in that directory")
     if not options.config and not (directory / "config.yaml").stat().st_size:
         raise ValueError(
-            f"--resume {directory}: this run was started from Python, so nothing in it says what its task is; resume it "
-            "from Python, too: hyperopt_id.run(..., resume=...) (see docs/run_directory.md)"
+            f"--resume {directory}: this run was started from Python, so nothing in it says what its task is; resume "
+            "it from Python, too: hyperopt_id.run(..., resume=...) (see docs/run_directory.md)"
         )
     return directory

@@ -73,8 +73,8 @@ def check_identity(found: Any, own: Identity, what: str) -> None:
     for key, meaning in (("seed", "seed"), ("runs", "number of runs"), ("config", "config"), ("format", "format")):
         if found.get(key) != own[key]:
             raise ValueError(
-                f"{what} is of another run: its {meaning} is {found.get(key)!r:.40}, here it is {own[key]}; undo what was "
-                "changed, or start a new run"
+                f"{what} is of another run: its {meaning} is {found.get(key)!r:.40}, here it is {own[key]}; undo what "
+                "was changed, or start a new run"
             )
 
 
