@@ -39,6 +39,7 @@ ANOTHER = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
         (lambda params, taken: SGD([*params.values(), torch.zeros(1)], lr=0.1), r"SGD would train 1 tensor\(s\)"),
         (torch.optim.Adam, r"make\(params, taken\), as lambda .* can only optimize Tensors"),
         (lambda params: SGD(params.values(), lr=0.1), r"has failed .* takes 1 positional argument but 2 were given"),
+        (lambda params, taken: None, r"make\(params, taken\), as .* has given NoneType, which is no optimizer"),
         (lambda params, taken: SGD(params.values(), lr=-1.0), r"ValueError: Invalid learning rate: -1.0"),
     ],
 )

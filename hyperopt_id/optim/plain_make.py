@@ -21,13 +21,15 @@ def as_weights(params: Params) -> Params:
 def made(make: Make, weights: Params) -> str:
     """The name of the optimizer that is made of these weights. Raises ValueError if none is made, or if it would train
     other tensors, which leaves the model as it is."""
+    example = "make(params, taken), as lambda params, taken: torch.optim.SGD(params.values(), lr=0.1)"
     try:
         optimizer = make(weights, 0)
     except Exception as error:  # whatever the function of the user, or the optimizer, stumbles over
         raise ValueError(
-            "make(params, taken), as lambda params, taken: torch.optim.SGD(params.values(), lr=0.1), has failed on "
-            f"parameters by name and 0 steps ({type(error).__name__}: {first_line(error)})"
+            f"{example}, has failed on parameters by name and 0 steps ({type(error).__name__}: {first_line(error)})"
         ) from error
+    if not callable(getattr(optimizer, "step", None)):
+        raise ValueError(f"{example}, has given {type(optimizer).__name__}, which is no optimizer: it has no step()")
     given, name = {id(weight) for weight in weights.values()}, type(optimizer).__name__
     groups = getattr(optimizer, "param_groups", None) or []
     foreign = [tensor for group in groups for tensor in group["params"] if id(tensor) not in given]

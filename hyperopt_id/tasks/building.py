@@ -98,8 +98,11 @@ def _call(factory: ModuleFactory, seed: int) -> nn.Module:
     cure = "a function that makes the model is needed, such as lambda: nn.Linear(4, 1)"
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ValueError(f"{cure}; given {type(factory).__name__} itself")
-    with seeded(seed):
-        module = factory()
+    try:
+        with seeded(seed):
+            module = factory()
+    except TypeError as error:  # as of a class that needs arguments
+        raise ValueError(f"{cure}; given one that fails ({first_line(error)})") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{cure}; it returned {type(module).__name__}, which is no nn.Module")
     for name, parameter in module.named_parameters():

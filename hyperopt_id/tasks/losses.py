@@ -155,7 +155,7 @@ def _without_broadcasting(criterion: Criterion, outputs: Tensor, targets: Tensor
             values.append(None)
     given, reshaped = values
     if not isinstance(reshaped, Tensor):
-        return criterion
+        return criterion if isinstance(given, Tensor) else aligned  # whose error is not about the shapes
     alike = isinstance(given, Tensor) and given.shape == reshaped.shape and torch.allclose(given, reshaped)
     return criterion if alike else aligned
 

@@ -238,6 +238,7 @@ REFUSED: dict[str, tuple[Any, Callable[[], nn.Module], Tensor, str]] = {
     "complex": (lambda outputs, targets: (1j * outputs).sum(), flat(1), REALS, "gives torch.complex128.*real"),
     "sizes": (F.l1_loss, flat(3), REALS, r"l1_loss does not take outputs \[2, 3\] float64 and targets \[2\] float64"),
     "type": (nn.BCEWithLogitsLoss(), flat(3), CLASSES, r"BCEWithLogitsLoss does not take .* targets \[2\] int64"),
+    "type of a column": (nn.BCEWithLogitsLoss(), flat(1), CLASSES, r"targets \[2\] int64: result type .* Long"),
     "weights": (lambda outputs, targets: F.cross_entropy(outputs, targets, WEIGHTS), flat(3), CLASSES, "does not take"),
     "parameters": (Learned(), flat(1), REALS, r"Learned has parameters of its own \(scale\)"),
     "memory": (Remembering(), flat(1), REALS, "neither remember"),

@@ -317,6 +317,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "other number of rows": (OddRows, r"does not take the data's inputs, of shape \[4\] each: 77 rows are needed"),
     "an error without a message": (Silent, r"does not take the data's inputs, of shape \[4\] each: RuntimeError"),
     "a copy without a message": (handed_out(SilentCopy()), r"which cannot be copied \(RuntimeError\)"),
+    "a class that needs arguments": (nn.Linear, r"nn.Linear\(4, 1\); given one that fails \(.*missing 2"),
     "closure of what is handed out": (
         handed_out(Closure()),
         "reads first.weight of the module that",
