@@ -72,8 +72,10 @@ def compiled(text: str, options: dict[str, Any]) -> bytes:
 def one_line(error: BaseException) -> str:
     """What the error says first, and what the C++ compiler said, if it was that."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    causes = [line.strip() for line in lines[1:] if "error:" in line]
-    return ": ".join([lines[0].strip(), *causes[:1]])
+    said, causes = lines[0].strip(), [line.strip() for line in lines[1:] if "error:" in line]
+    if said.endswith(":") and not causes:  # the name of an exception alone
+        return f"torch's compiler ended in {said.removesuffix(':')}, without a reason"
+    return ": ".join([said, *causes[:1]])
 
 
 if __name__ == "__main__":
