@@ -1,4 +1,5 @@
-"""Modules drawn from a small grammar (layers × wrappers × sharing) train as the live module does."""
+"""Modules drawn from a small grammar (layers × wrappers × sharing) train as the live module does: in a loop, several
+runs at once, and by the graph that is compiled."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_task_live import check_loop, data_for
+from live_steps import assert_alike, batch_at, data_for, live_module, live_step
+from test_task_live import check_loop, check_vectorized_runs
+from test_task_programs import step_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from hyperopt_id import trees
+from hyperopt_id.build.vectorized import obstacle
+from hyperopt_id.compilation_graph import read, trace
 from hyperopt_id.tasks.task import supervised
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -124,6 +130,19 @@ pure = st.lists(
 parts = st.one_of(blocks, pure.map(chain).map(lambda inner: wrapped(Recomputed, inner)))
 
 
+def check_graph(factory: Make, seed: int) -> None:
+    """The graph of a training step that was traced at the other seed."""
+    step, starts = step_of(factory)
+    graph = trace(step, [*starts[1 - seed], batch_at(0)])
+    compute, _ = read(graph.text)
+    given = [*starts[seed], batch_at(1)]
+    slopes, loss, buffers = trees.like(step(*given), compute(*trees.leaves(given), *graph.constants))
+    module = live_module(factory, seed)
+    expected, live_slopes = live_step(module, data_for(factory), batch_at(1))
+    assert_alike({"loss": expected, **live_slopes}, {"loss": loss, **slopes})
+    assert_alike(buffers, dict(module.state_dict()))
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.lists(parts, min_size=1, max_size=3), st.integers(0, 1))
 def test_a_module_of_the_grammar_trains_as_itself(drawn: list[Make], seed: int):
@@ -131,4 +150,9 @@ def test_a_module_of_the_grammar_trains_as_itself(drawn: list[Make], seed: int):
         return nn.Sequential(*(make() for make in drawn), nn.Linear(WIDTH, 1))
 
     data = data_for(factory)
-    check_loop(supervised(data, factory, "mse", 6), factory, data, seed)
+    task = supervised(data, factory, "mse", 6)
+    check_loop(task, factory, data, seed)
+    if obstacle(task, batch_at(0), 0) is None:
+        check_vectorized_runs(task, factory, data)
+    if "compile" not in task.limits:
+        check_graph(factory, seed)
