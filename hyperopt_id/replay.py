@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -104,16 +104,20 @@ def build(source: Source, stretch: float, config: Config, *, compiled: bool | No
     )
     if known is None:
         logger.warning(UNKNOWN, source.directory)
-    elif _same_data(config, source.config):
-        check_digests({"data": known["digests"].get("data")}, parts.digests(), f"the run in {source.directory}")
+    else:
+        check_digests(_kept(known["digests"], config, source.config), parts.digests(), f"the run in {source.directory}")
     named = config.log.name is not None  # or else this would make another directory
     logger.info("replaying %s%s", source, f"; the log goes to {launch.new_directory(config)}" if named else "")
     return parts, plan
 
 
-def _same_data(config: Config, source: Config) -> bool:
-    """Whether a replay is to be on the data of its source, and has not been given others."""
-    return (config.task.name, config.task.path) == (source.task.name, source.task.path)
+def _kept(digests: Mapping[str, Any], config: Config, source: Config) -> dict[str, Any]:
+    """Those of the data and files of its source that a replay is to have, too, and has not been given others for."""
+    of_replay, of_source = (
+        {"data": (task.name, task.path), "task.model.init_from": task.model.init_from}
+        for task in (config.task, source.task)
+    )
+    return {name: digest for name, digest in digests.items() if of_replay.get(name) == of_source.get(name)}
 
 
 def schedule(directory: Path | str, member: int = 0, stretch: float = 1.0, first: int = 0) -> Schedule:

@@ -20,7 +20,7 @@ import torch
 from override_generators import Job
 
 from hyperopt_id import launch
-from hyperopt_id.build.identity import check_digests, read_identity
+from hyperopt_id.build.identity import check_digests, file_digests, read_identity
 from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config import from_dict, to_dict
 from hyperopt_id.config_schema import Config, LogConfig
@@ -121,22 +121,38 @@ def _parsed(directory: Path) -> tuple[str, int, int]:
     return (found[1], int(found[2]), int(found[3])) if found else ("", 0, -1)
 
 
-def check_data(chunks: Sequence[Chunk]) -> None:
-    """Build every task once, so that missing data are fetched, or said to be missing, before many workers ask.
+def check_data(chunks: Sequence[Chunk], needed: bool = True) -> None:
+    """Build every task once, so that missing data are fetched, or said to be missing, before many workers ask; where
+    nothing is to be trained, they are not `needed`, and only files that are there are looked at.
 
     Raises ValueError where chunks of the same starts were trained on other data.
     """
-    seen = []
+    digests: list[tuple[Any, dict[str, str]]] = []  # of what is named: that cannot be hashed
+    checked = set()
     for chunk in chunks:
-        if chunk.config.task in seen:
-            continue
-        seen.append(chunk.config.task)
-        digest = build_task(chunk.config, torch.device("cpu")).digest()
+        named = (chunk.config.task, chunk.config.space.get("theta"))
+        own = next((found for known, found in digests if known == named), None)
+        if own is None:
+            own = _digests(chunk.config, needed)
+            digests.append((named, own))
         label, _, _ = _parsed(chunk.directory)
         for name, first, last in ((label, *cut) for cut in _there(chunk.directory.parent, label)):
             run = chunk.directory.parent / f"{name}_{first:03d}-{last:03d}"
-            if digest is not None and (known := read_identity(run)) is not None:
-                check_digests(known["digests"], {"data": digest}, f"the run in {run}")
+            if run not in checked and (known := read_identity(run)) is not None:
+                check_digests(known["digests"], own, f"the run in {run}")
+            checked.add(run)
+
+
+def _digests(config: Config, needed: bool) -> dict[str, str]:
+    if not needed and config.task.path is None:
+        return {}
+    try:
+        digest = build_task(config, torch.device("cpu")).digest()
+        return file_digests(config) | ({} if digest is None else {"data": digest})
+    except ValueError:
+        if needed:
+            raise
+        return {}
 
 
 # The config that programs for a GPU of this process are of: torch keeps them for the process, not for a caller, and a

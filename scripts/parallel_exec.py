@@ -76,6 +76,7 @@ def run(options: argparse.Namespace, failures: dict[Path, str]) -> None:
 
 def _complete(chunks: Sequence[Chunk], options: argparse.Namespace, failures: dict[Path, str]) -> None:
     todo = unfinished(chunks)
+    check_data(chunks, needed=bool(todo))
     if len(todo) < len(chunks):
         print(f"{len(chunks) - len(todo)} of {len(chunks)} chunks are already finished", file=sys.stderr)
     try:
@@ -121,10 +122,13 @@ def _chunks(files: Sequence[Path | str], overrides: Sequence[str], options: argp
 def _from_anywhere(config: Config, root: str | None) -> Config:
     """With absolute paths: a worker starts in a folder of its own, perhaps on another machine."""
     root = str(data_root(replace(config, data_root=root or config.data_root)).resolve())
-    task, weights = config.task, config.task.model.init_from
+    task, weights, theta = config.task, config.task.model.init_from, config.space.get("theta")
     model = replace(task.model, init_from=weights and str(Path(weights).resolve()))
     task = replace(task, path=task.path and str(Path(task.path).resolve()), model=model)
-    return replace(config, data_root=root, task=task)
+    space = dict(config.space)
+    if theta is not None and isinstance(theta.init, str) and Path(theta.init).exists():  # and no published name
+        space["theta"] = replace(theta, init=str(Path(theta.init).resolve()))
+    return replace(config, data_root=root, task=task, space=space)
 
 
 def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
@@ -132,7 +136,6 @@ def execute(chunks: Sequence[Chunk], options: argparse.Namespace) -> Iterator[tu
     check_ray()
     import ray_tasks
 
-    check_data(chunks)
     resources = Resources(options.workers, options.gpus_per_task, options.address)
     return ray_tasks.train(chunks, resources, options.threads, options.progress)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def test_a_replay_is_on_the_data_of_the_run(whole, tmp_path, monkeypatch, capsys
     assert "made with other data" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "home")
     assert cli.replay([str(whole)]) == 0
+
+
+def test_a_replay_starts_from_the_weights_of_the_run_unless_it_is_given_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(table(tmp_path / "home", seed=0))
+    (tmp_path / "csv.yaml").write_text(CSV)
+    for name, value in (("weights.npz", 0.1), ("others.npz", 0.2)):
+        shapes = {"layers.0.weight": (3, 2), "layers.0.bias": (3,), "layers.1.weight": (1, 3), "layers.1.bias": (1,)}
+        arrays: dict[str, Any] = {key: np.full(shape, value, np.float32) for key, shape in shapes.items()}
+        np.savez(name, **arrays)
+    file = "task.model.init_from=weights.npz"
+    assert cli.train(["-c", str(tmp_path / "csv.yaml"), *into(tmp_path / "run"), "-s", file]) == 0
+    assert cli.replay([str(tmp_path / "run"), "-n", "same"]) == 0
+    assert cli.replay([str(tmp_path / "run"), "-n", "others", "-s", "task.model.init_from=others.npz"]) == 0
+    Path("others.npz").replace("weights.npz")
+    capsys.readouterr()
+    assert cli.replay([str(tmp_path / "run")]) == 2
+    assert "the file task.model.init_from had SHA-256" in capsys.readouterr().err
 
 
 def test_a_digest_is_of_type_shape_and_bytes():

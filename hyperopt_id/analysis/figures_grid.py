@@ -30,11 +30,11 @@ def draw_sensitivity(dataset: str, grids: Mapping[str, Cells], random: Runs | No
     values = np.array([*(value for grid in panels.values() for value in grid.values()), reference])
     norm = _logarithmic(values)
     for panel, (title, grid) in zip(axes, panels.items()):
-        _paint(panel, title, grid, rows, norm, "{:.2g}".format)
+        _paint(panel, title, grid, rows, norm, _number)
     metric = style.metric(first.metric, first.has("accuracy/test"))
     title = f"{style.dataset(dataset)}: median final {metric}"
     if random is not None:
-        shown = f"{reference:.2g}, the line in the color bar" if np.isfinite(reference) else "fail"
+        shown = f"{_number(reference)}, the line in the color bar" if np.isfinite(reference) else "fail"
         title += f"; {style.look(random.algorithm).label}: {shown}"
     plotting.title(figure, title)
     bar = _color_bar(figure, axes, norm)
@@ -63,10 +63,13 @@ def draw_accuracies(dataset: str, references: Mapping[str, Mapping[tuple[int, in
     return figure
 
 
-def _percent(value: float) -> str:
-    if value < LITTLE:
-        return f"<{LITTLE:g}"
+def _number(value: float) -> str:
+    """Two digits, and all those before the point of what has up to four."""
     return f"{value:.2g}" if value < 99.5 else f"{value:.0f}" if value < 1e4 else f"{value:.0e}".replace("e+0", "e")
+
+
+def _percent(value: float) -> str:
+    return _number(value) if value >= LITTLE else f"<{LITTLE:g}"
 
 
 def _distance(value: float) -> str:

@@ -35,10 +35,11 @@ FORM = {"format": int, "config": str, "seed": int, "runs": int, "digests": dict,
 def with_files(parts: Parts, config: Config) -> Parts:
     """`parts` whose digests are also of the files that `config` names."""
     known = parts.digests
-    return replace(parts, digests=lambda: known() | _files(config))
+    return replace(parts, digests=lambda: known() | file_digests(config))
 
 
-def _files(config: Config) -> dict[str, str]:
+def file_digests(config: Config) -> dict[str, str]:
+    """Digests of the files that `config` names, those of the data apart."""
     found = {}
     if (weights := config.task.model.init_from) is not None:
         found["task.model.init_from"] = file_digest(weights)

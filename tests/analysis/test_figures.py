@@ -423,6 +423,16 @@ def test_a_reference_that_has_no_steps_and_terms_has_no_cell(tmp_path: Path):
     assert max(figure.get_size_inches()) < 10.0
 
 
+def test_cells_say_their_numbers_without_powers_where_there_is_room(tmp_path: Path):
+    said = {3.14159: "3.1", 98.4: "98", 101.6: "102", 9876.0: "9876", 54321.0: "5e4"}
+    for steps, loss in enumerate(said, start=1):
+        about = config("Ours_LR", hypergradient={"engine": "neumann", "terms": 1, "window": None})
+        about["inner"]["steps_per_update"] = steps
+        write_run(tmp_path / f"{steps}", about, {"loss/test": [loss]})
+    ((_, figure),) = next(entry for entry in FIGURES if entry.name == "sensitivity").make(collect([tmp_path]))
+    assert [text.get_text() for text in figure.axes[0].texts] == list(said.values())
+
+
 def test_bars_of_times_have_their_spread(tmp_path: Path):
     for number, (vanilla, learned) in enumerate([(10.0, 18.0), (12.0, 22.0)]):
         for name, seconds in (("Random", vanilla), ("Ours_LR", learned)):

@@ -155,14 +155,14 @@ def test_starts_are_trained_on_the_data_of_those_that_are_there(tmp_path: Path):
     short = ["task.splits=[20,10,10]", "task.batch_size=5", "task.model.sizes=[2,3,1]", "inner.updates=1"]
     config = load([CONFIGS / "csv.yaml", CONFIGS / "Random.yaml"], [f"task.path={data}", *short])
 
-    def chunks(first: int) -> list[Chunk]:
-        return pack(config, "Random", Job("", (), (first,)), tmp_path / "group", 1)
+    def chunks(first: int, label: str = "Random") -> list[Chunk]:
+        return pack(config, label, Job("", (), (first,)), tmp_path / "group", 1)
 
     for seed, cut in ((0, 0), (0, 1), (1, 2)):
         np.savetxt(data, np.random.default_rng(seed).normal(size=(40, 3)), delimiter=",")
         if seed == 1:
             with pytest.raises(ValueError, match=r"the run in .*Random_000-000 was made with other data"):
-                check_data(chunks(cut))
+                check_data([*chunks(cut, "another on the same task"), *chunks(cut)])
             continue
         check_data(chunks(cut))
         train(to_dict(chunks(cut)[0].config), chunks(cut)[0].directory)
