@@ -39,28 +39,31 @@ from hyperopt_id.trees import Params
 ALGORITHM = Path(__file__).parents[1] / "configs" / "DiffThroughOpt.yaml"
 
 
+Counts = dict[str, int]
+
+
 class Peer(NamedTuple):
     """An update rule as `torch.optim` has it: the optimizer's `make`, the tensors of its state by our names of them
-    (`moments`), and `settings(hyper, step)`, the natural values at step number 1, 2, ... as its own settings, a value
-    for each parameter."""
+    (`moments`), and `settings(hyper, steps)`, the natural values as its own settings, a value for each parameter, whose
+    steps are numbered 1, 2, ..."""
 
     make: Callable[..., torch.optim.Optimizer]
     moments: dict[str, str]
-    settings: Callable[[Hyperparameters, int], dict[str, list[Any]]]
+    settings: Callable[[Hyperparameters, Counts], dict[str, list[Any]]]
 
 
-def _sgd_settings(hyper: Hyperparameters, step: int) -> dict[str, list[Any]]:
+def _sgd_settings(hyper: Hyperparameters, steps: Counts) -> dict[str, list[Any]]:
     return {name: list(values.values()) for name, values in hyper.items()}
 
 
-def _adam_settings(hyper: Hyperparameters, step: int) -> dict[str, list[Any]]:
+def _adam_settings(hyper: Hyperparameters, steps: Counts) -> dict[str, list[Any]]:
     r"""`higher` adds \(\epsilon\) to \(\sqrt{v_t}\) before the bias of \(v_t\) is corrected, we do so after it."""
-    beta1, beta2, eps = (hyper[name].values() for name in ("beta1", "beta2", "eps"))
+    beta1, beta2 = (hyper[name].values() for name in ("beta1", "beta2"))
     return {
         "lr": list(hyper["lr"].values()),
         "weight_decay": list(hyper["weight_decay"].values()),
         "betas": list(zip(beta1, beta2, strict=True)),
-        "eps": [e * (1.0 - b**step).sqrt() for e, b in zip(eps, beta2, strict=True)],
+        "eps": [e * (1.0 - hyper["beta2"][name] ** steps[name]).sqrt() for name, e in hyper["eps"].items()],
     }
 
 
@@ -80,46 +83,57 @@ def unroll_by_higher(loss: LossFunction, inner: InnerConfig, window: int) -> Eng
         learned = trees.variables(dynamics.tuned(raw))
         hyper = dynamics.constrain({**raw, **learned}, z.params)
         params, buffers, metrics = trees.variables(z.params), z.buffers, []
-        optimizer, taken = _differentiable(peer, inner, params, z)
-        for step, batch in enumerate(batches, taken + 1):
+        taken = rules.by_parameter(z.state.get("step", torch.tensor(0)), params)
+        counts = {name: int(count) for name, count in taken.items()}
+        optimizer = _differentiable(peer, inner, params, z, counts)
+        for batch in batches:
             value, auxiliary = loss(params, buffers, batch)
             buffers, measured = trees.detach(auxiliary)
             metrics.append({**measured, "loss": value.detach()})
-            moved = optimizer.step(value, params=params.values(), override=peer.settings(hyper, step))
+            settings = peer.settings(hyper, {name: count + 1 for name, count in counts.items()})
+            moved = optimizer.step(value, params=params.values(), override=settings)
             params = dict(zip(params, moved, strict=True))
         value = objective(params, buffers, {**raw, **learned}, target)
         slopes = torch.autograd.grad(value, list(learned.values()), allow_unused=True)
         hypergradient = dict(zip(learned, derivatives.filled(slopes, learned.values()), strict=True))
         state = {**z.state, **_moments(peer, optimizer, params)}
         if "step" in state:
-            state["step"] = trees.map(lambda step: step + len(batches), state["step"])
+            state["step"] = _counted(state["step"], counts, len(batches))
         return Outcome(TrainState(trees.detach(params), buffers, state), metrics, value.detach(), hypergradient)
 
     # Handed over as one piece, so that it is timed as a hypergradient; `from_config_by_higher` never compiles it.
     return Engine(window, call, traceable=True, products=False)
 
 
-def _differentiable(peer: Peer, inner: InnerConfig, params: Params, z: TrainState) -> tuple[Any, int]:
-    """`higher`'s optimizer in the state of z, each parameter a group of its own, and the steps it has taken."""
+def _differentiable(peer: Peer, inner: InnerConfig, params: Params, z: TrainState, counts: Counts) -> Any:
+    """`higher`'s optimizer in the state of z, each parameter a group of its own, which counts its steps in `counts`."""
     from higher.optim import get_diff_optim
 
-    taken = int(z.state.get("step", 0))
     options = {"nesterov": True} if inner.nesterov else {}
     optimizer = peer.make([{"params": [w]} for w in params.values()], **options)
     for name, w in params.items():
-        optimizer.state[w] = {theirs: z.state[ours][name] for ours, theirs in peer.moments.items()} | {"step": taken}
-    every = list(params.values())
-    return get_diff_optim(optimizer, every, grad_callback=partial(_prepared, every, inner.clip_norm)), taken
+        optimizer.state[w] = {theirs: z.state[ours][name] for ours, theirs in peer.moments.items()}
+        optimizer.state[w]["step"] = counts[name]
+
+    def prepared(slopes: Sequence[Tensor | None]) -> list[Tensor | None]:
+        given = {name: slope for name, slope in zip(params, slopes, strict=True) if slope is not None}
+        counts.update({name: counts[name] + 1 for name in given})
+        given = given if inner.clip_norm is None else _clipped(given, inner.clip_norm)
+        return [given.get(name) for name in params]
+
+    return get_diff_optim(optimizer, list(params.values()), grad_callback=prepared)
 
 
-def _prepared(params: Sequence[Tensor], clip_norm: float | None, slopes: Sequence[Tensor | None]) -> list[Tensor]:
-    """Gradients as our rules take them: zero where the loss does not use a parameter, and clipped."""
-    filled = derivatives.filled(slopes, params)
-    if clip_norm is None:
-        return filled
+def _clipped(slopes: Params, clip_norm: float) -> Params:
     unchanged = UpdateRule(lambda params: {}, lambda params, gradients, state, hyper: (gradients, state), ())
-    by_position = {str(position): slope for position, slope in enumerate(filled)}
-    return list(rules.clipped(unchanged, clip_norm).update({}, by_position, {}, {})[0].values())
+    return rules.clipped(unchanged, clip_norm).update({}, slopes, {}, {})[0]
+
+
+def _counted(before: Tensor | Params, counts: Counts, steps: int) -> Tensor | Params:
+    """The count of steps in the state, which parameters share or have one each of."""
+    if isinstance(before, dict):
+        return {name: torch.full_like(count, counts[name]) for name, count in before.items()}
+    return before + steps
 
 
 def _moments(peer: Peer, optimizer: Any, params: Params) -> dict[str, Params]:

@@ -40,7 +40,7 @@ ANOTHER = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
         (torch.optim.Adam, r"make\(params, taken\), as lambda .* can only optimize Tensors"),
         (lambda params: SGD(params.values(), lr=0.1), r"has failed .* takes 1 positional argument but 2 were given"),
         (lambda params, taken: None, r"make\(params, taken\), as .* has given NoneType, which is no optimizer"),
-        (lambda params, taken: SGD(params.values(), lr=-1.0), r"ValueError: Invalid learning rate: -1.0"),
+        (lambda params, taken: SGD(params.values(), lr=-1.0), r"Invalid learning rate: -1.0"),
     ],
 )
 def test_an_optimizer_is_one_of_the_parameters_that_are_given(make, message):

@@ -25,6 +25,8 @@ def made(make: Make, weights: Params) -> str:
     try:
         optimizer = make(weights, 0)
     except Exception as error:  # whatever the function of the user, or the optimizer, stumbles over
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise  # what an optimizer says of a setting
         raise ValueError(
             f"{example}, has failed on parameters by name and 0 steps ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -83,8 +83,13 @@ def assert_same_as_alone(run: Path, other: Path, with_state: bool = True):
         assert_identical(state(run), state(other))
     ends = [timeless(json.loads((d / "summary.json").read_text())) for d in (run, other)]
     assert ends[0] == ends[1]
-    traces = [{path.name: path.read_bytes() for path in (d / "trace").iterdir()} for d in (run, other)]
-    assert traces[0] == traces[1]
+    assert trace(run) == trace(other)
+
+
+def trace(run: Path) -> dict[str, object]:
+    """The files of a trace, without the digest that a finished run has: a trial might go on."""
+    content = {path.name: path.read_bytes() for path in (run / "trace").iterdir()}
+    return {**content, "trace.json": json.loads(content["trace.json"])["steps_per_row"]}
 
 
 @pytest.fixture(scope="module")
