@@ -23,6 +23,7 @@ from hyperopt_id.config import dump, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment_plan import Parts
 from hyperopt_id.files import read_json_file
+from hyperopt_id.launch import check_named
 from hyperopt_id.telemetry.directory import remove_temporary, write_json, write_text
 from hyperopt_id.telemetry.measure import plain
 from hyperopt_id.telemetry.search import SUMMARY
@@ -44,6 +45,8 @@ def claim(directory: Path, config: Config, settings: Mapping[str, Any]) -> bool:
     settings = plain(settings)
     if (directory / "config.yaml").is_file():
         check_config(directory, config)
+        if (directory / "summary.json").exists():  # or else training goes on, which compares
+            check_named(config, directory, "search")
         before = settings_of(directory)
         if changed := [f"{key}: {before.get(key)} -> {now}" for key, now in settings.items() if before.get(key) != now]:
             raise ValueError(

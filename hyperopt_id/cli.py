@@ -135,6 +135,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _resume(config: Config, directory: Path, build: launch.Build) -> None:
     if launch.finished(directory) is not None and not launch.changes(directory, config):
+        launch.check_named(config, directory)
         print(f"the run in {directory} is finished; there is nothing to resume")
     else:
         launch.resume(config, directory, build=build)

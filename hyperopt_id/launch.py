@@ -18,8 +18,17 @@ from typing import Any
 import torch
 
 from hyperopt_id import checkpoint, experiment, files, runtime
-from hyperopt_id.build.identity import UNKNOWN, Identity, check_identity, identity, read_identity
+from hyperopt_id.build.identity import (
+    UNKNOWN,
+    Identity,
+    check_digests,
+    check_identity,
+    file_digests,
+    identity,
+    read_identity,
+)
 from hyperopt_id.build.names import from_config, pick_device, starting_values
+from hyperopt_id.build.tasks import build_task
 from hyperopt_id.config import differences, dump, from_dict, load, to_dict
 from hyperopt_id.config_schema import Config
 from hyperopt_id.experiment import Parts, Plan
@@ -119,6 +128,7 @@ def resume(config: Config, directory: Path, *, build: Build = from_config) -> di
             f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead"
         )
     if (summary := finished(directory)) is not None:
+        check_named(config, directory)
         return summary
     here, first = pick_device(config.device).type, first_device(directory)
     if first not in (None, here):  # `auto` would mean another device now
@@ -127,6 +137,20 @@ def resume(config: Config, directory: Path, *, build: Build = from_config) -> di
             f"add --set device={first} where there is one, or start a new run"
         )
     return run(config, directory, continued=True, build=build)
+
+
+def check_named(config: Config, directory: Path, what: str = "run") -> None:
+    """Raise ValueError if a file that `config` names, where it is there, is another than that of the run (or
+    another `what`) in `directory`. For what is finished: nothing is fetched, and a file that is gone is not missed."""
+    known, own = _known_identity(directory, logging.DEBUG), {}
+    if known is None:
+        return
+    with suppress(ValueError):
+        own |= file_digests(config)
+    with suppress(ValueError):
+        if config.task.path is not None and (digest := build_task(config, torch.device("cpu")).digest()) is not None:
+            own["data"] = digest
+    check_digests(known["digests"], own, f"the {what} in {directory}")
 
 
 def complete(config: Config, directory: Path, *, build: Build = from_config) -> dict[str, Any]:

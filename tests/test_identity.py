@@ -9,6 +9,8 @@ import pytest
 import torch
 from short_runs import assert_same_run, interrupted, into
 
+from baselines import random_search
+from baselines.arguments import main
 from hyperopt_id import cli
 from hyperopt_id.tasks.data import Dataset
 from hyperopt_id.tasks.digests import digest, file_digest
@@ -71,6 +73,21 @@ def test_the_same_bytes_under_another_path_go_on(whole, tmp_path, monkeypatch):
     assert cli.train(["--resume", str(cut), *config]) == 0
     assert_same_run(whole, cut)
     assert identity(cut) == identity(whole)
+
+
+def test_a_finished_run_is_not_taken_for_one_on_another_table(whole, tmp_path, monkeypatch, capsys):
+    search = ["-c", str(tmp_path / "csv.yaml"), *into(tmp_path / "search"), "--trials", "2", "--resume"]
+    assert main(random_search.run, search[:-1]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(table(tmp_path / "elsewhere", seed=1))
+    for status in (cli.train(["--resume", str(whole)]), main(random_search.run, search)):
+        assert status == 2
+    assert capsys.readouterr().err.count("was made with other data") == 2
+    (tmp_path / "elsewhere" / "table.csv").unlink()  # which nothing needs any more
+    assert cli.train(["--resume", str(whole)]) == 0
+    monkeypatch.chdir(tmp_path / "home")
+    for status in (cli.train(["--resume", str(whole)]), main(random_search.run, search)):
+        assert status == 0
 
 
 def test_a_run_of_an_earlier_version_is_known_by_its_path(whole, tmp_path, monkeypatch, capsys):
