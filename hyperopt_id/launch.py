@@ -128,7 +128,6 @@ def resume(config: Config, directory: Path, *, build: Build = from_config) -> di
             f"the run in {directory} was made with another config: {'; '.join(changed)}; start a new run instead"
         )
     if (summary := finished(directory)) is not None:
-        check_named(config, directory)
         return summary
     here, first = pick_device(config.device).type, first_device(directory)
     if first not in (None, here):  # `auto` would mean another device now
