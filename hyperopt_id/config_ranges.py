@@ -30,6 +30,7 @@ NOT_NEGATIVE = ("seed", "meta.lr", "report.trace_every")
 AT_MOST = {  # what is made one by one, before memory can be asked for
     "population.runs": 100_000,
     "threads": 1024,
+    "hypergradient.terms": 10_000,  # a hyper-update is not interrupted
     "task.model.layers": 1000,
 }
 WIDTHS = 1000  # of one model

@@ -238,6 +238,7 @@ BAD_FILES = {
     f"{'x' * 1000}: 1": "bad.yaml: xxxx",
     "meta: {}\nseed: \x01": "bad.yaml: line 2: a control character (U+0001), which no text has; remove it",
     f"_base_: [{'digits.yaml,' * 1500}]": "digits.yaml: _base_: more than 256 files are read for one config",
+    "hypergradient: {terms: 1000000000}": "hypergradient.terms: given 1000000000; allowed: at most 10000",
     "threads: 100000": "bad.yaml: threads: given 100000; allowed: at most 1024",
     "population: {runs: 1000000000}": "bad.yaml: population.runs: given 1000000000; allowed: at most 100000",
     f"task: {{model: {{sizes: [{'1,' * 5000}]}}}}": "task.model.sizes: given 5000 widths; allowed: at most 1000",
