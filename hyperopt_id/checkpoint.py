@@ -226,9 +226,11 @@ def _verify(file: IO[bytes]) -> None:
 
 
 def _said(error: Exception, path: Path) -> str:
-    """What an error says, on one line; torch advises to run code from the file."""
+    """What an error says, on one line, but for torch's errors, which advise to run code from the file."""
     if isinstance(error, pickle.UnpicklingError):
         return f"it holds something else than what a checkpoint may; {_ALLOWED}"
+    if isinstance(error, RuntimeError):
+        return "torch cannot read it"
     return files.shorten(str(error).removeprefix(f"{path}: "), 300)
 
 

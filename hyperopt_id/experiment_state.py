@@ -37,7 +37,15 @@ def _skips(value: Any) -> bool:
     )
 
 
-FORM = {"run": dict, "update": int, "best": _tensors, "final": _tensors, "seconds": dict, "skips?": _skips}
+FORM = {
+    "run": dict,
+    "update": int,
+    "best": _tensors,
+    "final": _tensors,
+    "seconds": dict,
+    "skips?": _skips,
+    "compile?": bool,
+}
 
 
 def state_check(parts: Parts, plan: Plan) -> tuple[Callable[[Any], dict[str, Any]], int]:

@@ -93,6 +93,7 @@ EDITS: dict[str, tuple[Callable[[Record], object], str]] = {
     "weights that are not finite": (lambda r: PARAMS(r)[WEIGHT].fill_(math.inf), "layers.0.weight is not finite"),
     "a rate that is no number": (lambda r: RAW(r)["lr/global"].fill_(math.nan), "raw: lr/global is not finite"),
     "no raw values": (lambda r: RUN(r).pop("raw"), "run lacks raw"),
+    "a list for a yes or no": (lambda r: TREE(r).update(compile=[False]), "compile: needs"),
     "a negative update": (lambda r: TREE(r).update(update=-1), "it is of hyper-update -1"),
     "an update beyond the end": (lambda r: TREE(r).update(update=7), "it is of hyper-update 7, and this run has 6"),
     "another update": (lambda r: TREE(r).update(update=3), "it is of hyper-update 3, and its name says 4"),
@@ -138,6 +139,11 @@ def sparse(path: Path) -> None:
     os.truncate(path, 10**11)
 
 
+def padded(path: Path) -> None:
+    torch.save({"format": 1, "step": 4, "tree": {}}, path)
+    path.write_bytes(bytes(2**20) + path.read_bytes())
+
+
 NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, "is no regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
@@ -149,6 +155,7 @@ NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "UnpicklingError: it holds something",
     ),
     "nothing": (Path.touch, "BadZipFile"),
+    "zeros before its beginning": (padded, "RuntimeError: torch cannot read it"),
 }
 
 
@@ -306,5 +313,12 @@ ODD: dict[str, Callable[[Path], object]] = {
 def test_a_resume_does_not_stumble_over_what_it_does_not_need(content, name, whole, tmp_path):
     cut = interrupted(whole, tmp_path / "cut", update=4)
     ODD[content](cut / name)
+    assert cli.train(["--resume", str(cut), "--progress", "none"]) == 0
+    assert_same_run(whole, cut)
+
+
+def test_a_resume_reads_no_more_of_an_event_file_than_it_needs(whole, tmp_path):
+    cut = interrupted(whole, tmp_path / "cut", update=4)
+    os.truncate(next(cut.rglob("events.out.tfevents.*")), 10**12)
     assert cli.train(["--resume", str(cut), "--progress", "none"]) == 0
     assert_same_run(whole, cut)

@@ -15,6 +15,7 @@ from pathlib import Path
 from hyperopt_id.files import open_to_write
 
 HEADER, CHECKSUM = 12, 4
+MOST_BYTES = 1 << 20  # that are read of a record: those of a session's end are short
 PREFIX = "events.out.tfevents."
 
 
@@ -35,18 +36,18 @@ def forget_end(folder: Path, label: str) -> None:
     for path in folder.glob(f"{PREFIX}*"):
         with suppress(OSError), open(path, "r+b", opener=open_to_write) as file:
             size = os.fstat(file.fileno()).st_size
-            last = max(_records(file.fileno(), size), default=None)
-            if last is not None and label.encode() in os.pread(file.fileno(), size - last, last):
-                file.truncate(last)
+            begin, end = max(_records(file.fileno(), size), default=(0, 0))
+            if label.encode() in os.pread(file.fileno(), min(end - begin, MOST_BYTES), begin):
+                file.truncate(begin)
 
 
-def _records(descriptor: int, size: int) -> Iterator[int]:
-    """Where the whole records of a file begin."""
+def _records(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the whole records of a file begin and end."""
     place = 0
     while len(header := os.pread(descriptor, HEADER, place)) == HEADER:
         length = struct.unpack("<Q", header[:8])[0]
         end = place + HEADER + length + CHECKSUM
         if end > size or not length:  # zeros, as many as a file of nothing can have
             return
-        yield place
+        yield place, end
         place = end
