@@ -82,22 +82,30 @@ def assemble(
     if execution.compile and "compile" in task.limits:
         logger.warning("not compiled, running eagerly: %s", task.limits["compile"])
         execution = replace(execution, compile=False)
-    if not isinstance(curvature, Products):
-        curvature = pick_products(curvature, engine, task, seeds[0], batch, under_autocast=execution.autocast)
+    products = _products(curvature, engine, task, batch, seeds[0], execution)
     optional = optional_parameters(task, batch, seeds[0])
     rule = counting_apart(rule) if optional else rule
-    if execution.lift == "vmap" and curvature.curvature in RECORDED:
-        again = rewritten_forward if engine.pushes else rewritten
-        found = lifted_products(task, batch, seeds[0], (curvature.curvature, again))
-        curvature = curvature._replace(curvature=found)
-    lifted = _lifted(task, rule, space, curvature, sub_batch, execution, optional)
+    lifted = _lifted(task, rule, space, products, sub_batch, execution, optional)
 
     def start() -> Run:
         begin = partial(_member, task, rule, space, meta, meta_space, sample)
         return trees.stack(list(map(begin, seeds, values, meta_values)))
 
     parts = _parts(task, space, engine, meta, lifted, start, seeds, feed, execution)
-    return replace(parts, notes=curvature.notes)
+    return replace(parts, notes=products.notes)
+
+
+def _products(
+    given: Curvature | Products | None, engine: Engine, task: Task, batch: Any, seed: int, execution: Execution
+) -> Products:
+    """The given products, or those that are right here, of runs that are lifted as `execution` says."""
+    chosen = given
+    if not isinstance(chosen, Products):
+        chosen = pick_products(chosen, engine, task, seed, batch, under_autocast=execution.autocast)
+    if execution.lift == "loop" or chosen.curvature not in RECORDED:
+        return chosen
+    again = rewritten_forward if engine.pushes else rewritten
+    return chosen._replace(curvature=lifted_products(task, batch, seed, (chosen.curvature, again)))
 
 
 def _members(seeds: Sequence[int], execution: Execution) -> list[list[int]]:
@@ -129,7 +137,7 @@ def _parts(
     how, watch = execution.lift, Stopwatch()
     device = next(iter(task.init(seeds[0])[0].values())).device
     dynamics, objective = lifted
-    members = population.chunks(len(seeds), 1 if how == "loop" else execution.chunk)
+    members = _members(seeds, execution)
     ahead = execution.compile and device.type == "cpu"
     compiling = Compilation(len(members), partial(watch.measure, "compile")) if ahead else None
     return Parts(
@@ -149,7 +157,7 @@ def _parts(
         batches=feed,
         window=engine.window,
         seeds=seeds,
-        members=_members(seeds, execution),
+        members=members,
         lift=how,
         device=device,
         compiled=execution.compile,
